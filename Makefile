@@ -1,0 +1,66 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PYTHON ?=
+MODEL ?= mini-v2
+PORT ?= 30000
+CONFIG ?=
+PYTEST_ARGS ?=
+UPGRADE ?=
+
+bin := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
+
+.PHONY: help install serve demo test lint loadtest eval bench reproduce gpu-check lock clean
+
+help: ## list the targets
+	@echo "Targets (variables: VENV=$(VENV) PYTHON=python3.11 PORT=$(PORT) MODEL=$(MODEL) CONFIG=policy.yaml PYTEST_ARGS=... UPGRADE=1):"
+	@sed -nE 's/^([a-z][a-z-]*):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: ## make the environment: SGLang, tools, this project, patches (11 GB; seconds when up to date)
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" tools/install.sh
+
+serve: install ## start a server: MODEL= PORT= CONFIG=
+	@"$(bin)/moe-opt" serve --model "$(MODEL)" --port "$(PORT)" $(if $(CONFIG),--config "$(CONFIG)")
+
+test: install ## unit tests, then those with a real server: PYTEST_ARGS=
+	@TORCHDYNAMO_DISABLE=1 "$(bin)/python" tools/run_tests.py $(PYTEST_ARGS)
+
+lint: install ## ruff, mypy, codespell
+	@"$(bin)/ruff" check .
+	@"$(bin)/ruff" format --check .
+	@"$(bin)/mypy"
+	@"$(bin)/codespell"
+
+gpu-check: install ## the kernels' tests on a CUDA machine
+	@"$(bin)/python" -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+lock: ## resolve requirements.lock anew from pyproject.toml: UPGRADE=1 for newest versions
+	@test -x "$(bin)/uv" || { echo "make lock: needs uv from 'make install'" >&2; exit 1; }
+	@"$(bin)/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+		$(if $(UPGRADE),--upgrade) -o requirements.lock >/dev/null
+	@git diff --stat -- requirements.lock
+
+demo: ## not there yet
+	@$(not_yet)
+
+loadtest: ## not there yet
+	@$(not_yet)
+
+eval: ## not there yet
+	@$(not_yet)
+
+bench: ## not there yet
+	@$(not_yet)
+
+reproduce: ## not there yet
+	@$(not_yet)
+
+clean: ## remove caches and build products (not the environment)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
+
+not_yet = echo "make $@: not there yet in this version" >&2; exit 1
