@@ -1,0 +1,79 @@
+"""From the requests of a batch to one table row per token, written to the device before each forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sglang_moe_opt.engine.rows import FULL_ROW
+from sglang_moe_opt.engine.state import EngineState, StepPlan, get_state
+from sglang_moe_opt.hints import ResolvedHint
+from sglang_moe_opt.layer_table import LayerTable
+
+_PLAN = "_moe_opt_plan"
+
+
+def forward_batch_init(result: Any, cls: type, batch: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``ForwardBatch.init_new``: attach the step's plan; an idle batch has none."""
+    state = get_state()
+    if state is not None and result.input_ids is not None and batch.reqs:
+        setattr(result, _PLAN, plan_step(state, batch, len(result.input_ids)))
+
+
+def forward_raw(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND ``ModelRunner._forward_raw``: write the step's rows on the forward stream, count what it did."""
+    state = get_state()
+    if state is None:
+        return original(runner, forward_batch, *args, **kwargs)
+    plan = getattr(forward_batch, _PLAN, None)
+    metrics = state.metrics
+    num_tokens = 0 if forward_batch.input_ids is None else len(forward_batch.input_ids)
+    is_decode = forward_batch.forward_mode.is_decode()
+    state.begin_step(plan, num_tokens, sample=metrics is not None and metrics.wants_sample(state.step.index))
+    output = original(runner, forward_batch, *args, **kwargs)
+    if metrics is not None:
+        metrics.after_step(plan, is_decode)
+    return output
+
+
+def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
+    """Rows of the batch's tokens: a prompt token runs under its request's prefill schedule, a generated one under
+    its decode schedule, also when a retracted request is computed anew.
+    """
+    hints: list[ResolvedHint] = [req.moe_opt_hint for req in batch.reqs]
+    tables: dict[int, LayerTable] = {}
+    row_of: dict[int, tuple[int, int]] = {}
+    pairs = []
+    for hint in hints:
+        pair = row_of.get(id(hint))
+        if pair is None:
+            pair = _assign(state, hint, tables)
+            row_of[id(hint)] = pair
+        pairs.append(pair)
+    if batch.forward_mode.is_extend_without_speculative():
+        rows: list[int] = []
+        counts: list[int] = []
+        for req, (prefill, decode), start, length in zip(
+            batch.reqs, pairs, batch.prefix_lens, batch.extend_lens, strict=True
+        ):
+            prompt = min(max(len(req.origin_input_ids) - start, 0), length)
+            rows += (prefill, decode)
+            counts += (prompt, length - prompt)
+    else:
+        rows = [decode for _, decode in pairs]
+        counts = [num_tokens // len(rows)] * len(rows)
+    token_rows = np.repeat(np.asarray(rows, np.int32), counts)
+    used = set(np.unique(token_rows).tolist())
+    return StepPlan(token_rows, {row: table for row, table in tables.items() if row in used})
+
+
+def _assign(state: EngineState, hint: ResolvedHint, tables: dict[int, LayerTable]) -> tuple[int, int]:
+    pair = []
+    for table in (hint.prefill, hint.decode):
+        row = state.rows.assign(hint.profile, table)
+        if row != FULL_ROW:
+            tables[row] = table
+        pair.append(row)
+    return pair[0], pair[1]

@@ -1,0 +1,102 @@
+"""The server flags that the plugin adds to ``sglang serve``, and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, Settings
+from sglang_moe_opt.policy import PolicyError
+
+_FLAGS = {"moe_opt_config": CONFIG_ENV, "moe_skip_default": DEFAULT_ENV}
+
+
+def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER ``ServerArgs.add_cli_args``."""
+    group = parser.add_argument_group("sglang-moe-opt")
+    group.add_argument(
+        "--moe-opt-config",
+        metavar="FILE",
+        help=f"Policy file with skip profiles, or '{BUILTIN}'. Switches expert skipping on (env {CONFIG_ENV}).",
+    )
+    group.add_argument(
+        "--moe-skip-default",
+        metavar="PROFILE",
+        help=f"Profile of requests without a hint; overrides the policy's default (env {DEFAULT_ENV}).",
+    )
+
+
+def from_cli_args(cls: type, args: argparse.Namespace) -> None:
+    """BEFORE ``ServerArgs.from_cli_args``: hand our flags to every process through the environment."""
+    for name, variable in _FLAGS.items():
+        value = getattr(args, name, None)
+        if value:
+            os.environ[variable] = os.path.abspath(value) if name == "moe_opt_config" and value != BUILTIN else value
+
+
+def prepare_server_args(server_args: Any, argv: list[str]) -> None:
+    """AFTER ``prepare_server_args``: end with one line where the policy or the combination of flags cannot work."""
+    settings = Settings.from_env()
+    if not settings.enabled:
+        return
+    try:
+        settings.load_policy()
+        refuse_unsupported(server_args)
+    except (PolicyError, UnsupportedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class UnsupportedError(ValueError):
+    """A server flag with which expert skipping would be wrong or would silently do nothing."""
+
+
+def refuse_unsupported(server_args: Any) -> None:
+    """Check the engine's flags against what the hooks can reach.
+
+    Raises:
+        UnsupportedError: naming the flag, its value and what to set instead.
+    """
+    for name, bad, instead in _REFUSED:
+        value = getattr(server_args, name, None)
+        if bad(value):
+            flag = "--" + name.replace("_", "-")
+            raise UnsupportedError(f"expert skipping does not work with {flag} {value}: {instead}")
+    if os.environ.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true"):
+        raise UnsupportedError("expert skipping does not work with SGLANG_RUST_SERVER=1: unset it (hints need Python)")
+
+
+RUNNER_BACKENDS = ("auto", "triton", "deep_gemm")
+"""Expert backends that honour the id -1 of a dropped slot. Others route in their own kernel, or read it as an index."""
+
+_REFUSED = (
+    (
+        "moe_runner_backend",
+        lambda v: v is not None and str(v) not in RUNNER_BACKENDS,
+        "it routes in its own kernel or does not skip dropped experts; set --moe-runner-backend triton",
+    ),
+    (
+        "tokenizer_worker_num",
+        lambda v: (v or 1) > 1,
+        "extra tokenizer workers do not load plugins and would ignore hints; set --tokenizer-worker-num 1",
+    ),
+    (
+        "enable_dp_attention",
+        bool,
+        "token schedules are not gathered across data-parallel ranks yet; leave the flag out",
+    ),
+    (
+        "attn_dp_size",
+        lambda v: (v or 1) > 1,
+        "token schedules are not gathered across data-parallel ranks yet; leave the flag out",
+    ),
+    (
+        "speculative_algorithm",
+        bool,
+        "draft and verify passes do not carry schedules yet; leave the flag out",
+    ),
+    ("enable_two_batch_overlap", bool, "micro-batches do not carry schedules yet; leave the flag out"),
+    ("attn_cp_size", lambda v: (v or 1) > 1, "context parallelism reorders tokens; set --attn-cp-size 1"),
+)

@@ -1,0 +1,1 @@
+"""The HTTP process: hints in, applied profile out."""

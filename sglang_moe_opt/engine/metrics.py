@@ -1,0 +1,157 @@
+"""Prometheus metrics on SGLang's ``/metrics``. Collectors are made late: SGLang first picks its multiprocess folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sglang_moe_opt.engine.rows import FULL_ROW, NONE_ROW
+from sglang_moe_opt.engine.state import EngineState, StepPlan
+from sglang_moe_opt.hints import ResolvedHint
+
+SAMPLE_EVERY = 8
+"""Distinct experts are counted on one forward pass in so many."""
+_EXPERT_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 96, 128, 160, 192, 224, 256, 384)
+
+
+def metrics_enabled() -> bool:
+    """SGLang sets the multiprocess folder before it starts its processes, and only with --enable-metrics."""
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
+class HttpMetrics:
+    """Counters of the HTTP process."""
+
+    @cached_property
+    def _requests(self) -> Any:
+        from prometheus_client import Counter
+
+        return Counter("sglang_moe_opt_requests", "Requests answered, by applied profile.", ("profile",))
+
+    @cached_property
+    def _refused(self) -> Any:
+        from prometheus_client import Counter
+
+        return Counter("sglang_moe_opt_refused_requests", "Requests refused, by HTTP status.", ("status",))
+
+    @cached_property
+    def _live(self) -> Any:
+        from prometheus_client import Gauge
+
+        return Gauge(
+            "sglang_moe_opt_live_schedules", "Distinct custom schedules in flight.", multiprocess_mode="livemostrecent"
+        )
+
+    def record(self, hints: Iterable[ResolvedHint], status: int) -> None:
+        """Count one HTTP response."""
+        if not metrics_enabled():
+            return
+        if status >= 400:
+            self._refused.labels(status).inc()
+        else:
+            for hint in hints:
+                self._requests.labels(hint.profile).inc()
+
+    def live_schedules(self, number: int) -> None:
+        """Show how many distinct custom schedules are in flight."""
+        if metrics_enabled():
+            self._live.set(number)
+
+
+class StepMetrics:
+    """Counters of the scheduler: tokens and slots by profile, distinct experts by layer and step.
+
+    On an accelerator the counts are gathered on the device and read back with a delay of one flush, so that no step
+    waits for them.
+    """
+
+    def __init__(self, state: EngineState) -> None:
+        import torch
+        from prometheus_client import Counter, Histogram
+
+        self._state = state
+        self._tokens = Counter("sglang_moe_opt_tokens", "Tokens computed.", ("profile", "phase"))
+        self._kept = Counter("sglang_moe_opt_slots_kept", "Routed expert slots computed.", ("profile",))
+        self._offered = Counter("sglang_moe_opt_slots_offered", "Routed expert slots of the full model.", ("profile",))
+        self._experts = Histogram(
+            "sglang_moe_opt_unique_experts",
+            "Distinct routed experts that one layer computes in one forward pass.",
+            ("phase",),
+            buckets=[b for b in _EXPERT_BUCKETS if b < state.shape.num_experts] + [state.shape.num_experts],
+        )
+        rows, experts = state.table.na.shape[0], state.shape.num_experts
+        self._kept_by_row = torch.zeros(rows, dtype=torch.int32, device=state.device)
+        self._layers_by_count = torch.zeros(2, experts + 1, dtype=torch.int32, device=state.device)
+        self._in_flight: tuple[Any, Any, Any] | None = None
+
+    def wants_sample(self, index: int) -> bool:
+        """Whether the distinct experts of this forward pass are counted."""
+        return index % SAMPLE_EVERY == 0
+
+    def after_step(self, plan: StepPlan | None, is_decode: bool) -> None:
+        """Account for the forward pass that was just launched."""
+        state, step = self._state, self._state.step
+        if step.num_tokens == 0:
+            return
+        phase = "decode" if is_decode else "prefill"
+        slots = len(state.shape.moe_layer_ids) * state.shape.top_k
+        rows = np.full(step.num_tokens, FULL_ROW, np.int32) if plan is None else plan.token_rows
+        for row, tokens in zip(*np.unique(rows, return_counts=True), strict=True):
+            if row == NONE_ROW:
+                continue
+            label = state.rows.labels[int(row)]
+            self._tokens.labels(label, phase).inc(int(tokens))
+            self._offered.labels(label).inc(int(tokens) * slots)
+            if not step.active:
+                kept = slots if step.uniform is None else int(step.uniform.sum())
+                self._kept.labels(label).inc(int(tokens) * kept)
+        if step.active:
+            self._count_kept(step.num_tokens)
+        if step.sample:
+            self._count_experts(is_decode)
+        if not state.always_on or step.index % (4 * SAMPLE_EVERY) == 0:
+            self._flush()
+
+    def _count_kept(self, num_tokens: int) -> None:
+        kept = self._state.stats.kept
+        self._kept_by_row.index_add_(0, self._state.token_rows[:num_tokens], kept[:num_tokens])
+        kept[:num_tokens].zero_()
+
+    def _count_experts(self, is_decode: bool) -> None:
+        import torch
+
+        touched = self._state.stats.touched
+        distinct = touched.sum(dim=1)
+        self._layers_by_count[int(is_decode)].index_add_(0, distinct, torch.ones_like(distinct, dtype=torch.int32))
+
+    def _flush(self) -> None:
+        """Add finished counts to the counters; start reading the next ones back."""
+        if self._in_flight is not None:
+            event, kept, layers = self._in_flight
+            if event is not None and not event.query():
+                return
+            self._publish(kept.numpy(), layers.numpy())
+            self._in_flight = None
+        if not self._state.always_on:
+            self._publish(self._kept_by_row.numpy(), self._layers_by_count.numpy())
+        else:
+            import torch
+
+            copies = [t.to("cpu", non_blocking=True) for t in (self._kept_by_row, self._layers_by_count)]
+            event = torch.cuda.Event()
+            event.record()
+            self._in_flight = (event, *copies)
+        self._kept_by_row.zero_()
+        self._layers_by_count.zero_()
+
+    def _publish(self, kept_by_row: np.ndarray, layers_by_count: np.ndarray) -> None:
+        for row in np.flatnonzero(kept_by_row):
+            self._kept.labels(self._state.rows.labels[int(row)]).inc(int(kept_by_row[row]))
+        for phase, counts in zip(("prefill", "decode"), layers_by_count, strict=True):
+            for distinct in np.flatnonzero(counts):
+                for _ in range(int(counts[distinct])):
+                    self._experts.labels(phase).observe(int(distinct))

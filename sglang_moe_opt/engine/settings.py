@@ -1,0 +1,52 @@
+"""How the policy reaches every process of the engine: flags become environment variables, which children inherit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from sglang_moe_opt.policy import Policy, PolicyError
+
+CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
+DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
+ISOLATION_ENV = "SGLANG_MOE_OPT_CACHE_ISOLATION"
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line or in the environment.
+
+    Attributes:
+        config: path of the policy file, or ``"builtin"`` for the packaged one; ``None`` leaves SGLang as it is.
+        default_profile: overrides the policy's ``default``.
+        cache_isolation: one radix-cache namespace per schedule. Off only to show in a test what would go wrong.
+    """
+
+    config: str | None
+    default_profile: str | None
+    cache_isolation: bool = True
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        return cls(
+            config=os.environ.get(CONFIG_ENV) or None,
+            default_profile=os.environ.get(DEFAULT_ENV) or None,
+            cache_isolation=os.environ.get(ISOLATION_ENV, "1") != "0",
+        )
+
+    @property
+    def enabled(self) -> bool:
+        return self.config is not None or self.default_profile is not None
+
+    def load_policy(self) -> Policy:
+        """The policy in force.
+
+        Raises:
+            PolicyError: the file is missing or malformed, or ``default_profile`` names no profile.
+        """
+        policy = Policy.builtin() if self.config in (None, BUILTIN) else Policy.load(self.config)
+        for name in ("prune_plan", "consolidation"):
+            if (value := getattr(policy, name)) is not None:
+                raise PolicyError(name, value, "null: this version does not have it yet")
+        return policy if self.default_profile is None else policy.with_default(self.default_profile)

@@ -1,0 +1,61 @@
+"""Build the scheduler's skipping state once the model is loaded, before CUDA graphs are captured."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang_moe_opt.engine.flags import refuse_unsupported
+from sglang_moe_opt.engine.metrics import StepMetrics, metrics_enabled
+from sglang_moe_opt.engine.settings import Settings
+from sglang_moe_opt.engine.state import EngineState, set_state
+from sglang_moe_opt.hints import resolve
+from sglang_moe_opt.model_shape import MoEShape
+
+logger = logging.getLogger(__name__)
+
+
+def model_shape(model_config: Any) -> MoEShape:
+    """Shape of the model that SGLang loaded, overrides of its config included.
+
+    Raises:
+        ValueError: the model has no routed experts that we know how to count.
+    """
+    config = getattr(model_config, "hf_text_config", None) or model_config.hf_config
+    return MoEShape.from_config(config.to_dict())
+
+
+def after_load_model(result: None, runner: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``ModelRunner.load_model``: allocate the table where skipping is configured."""
+    settings = Settings.from_env()
+    if not settings.enabled or runner.is_draft_worker:
+        return
+    from sglang_moe_opt.engine.hooks import verify_applied
+
+    verify_applied()
+    refuse_unsupported(runner.server_args)
+    shape = model_shape(runner.model_config)
+    policy = settings.load_policy()
+    policy.check(shape)
+    args_ = runner.server_args
+    longest = max(args_.max_prefill_tokens or 0, args_.chunked_prefill_size or 0, 16384)
+    state = EngineState.create(
+        shape,
+        policy,
+        resolve(None, policy, shape),
+        runner.device,
+        max_tokens=longest + runner.model_config.context_len,
+    )
+    from sglang.srt.runtime_context import get_parallel
+
+    if metrics_enabled() and get_parallel().tp_rank == 0:
+        state.metrics = StepMetrics(state)
+    set_state(state)
+    logger.info(
+        "sglang-moe-opt: %d MoE layers, top-%d of %d experts; profiles %s; default %s",
+        len(shape.moe_layer_ids),
+        shape.top_k,
+        shape.num_experts,
+        ", ".join(policy.names),
+        policy.default,
+    )

@@ -1,0 +1,150 @@
+"""The routing hook: drops slots of SGLang's top-k output as each token's schedule says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_moe_opt.engine.flags import RUNNER_BACKENDS
+from sglang_moe_opt.engine.settings import Settings
+from sglang_moe_opt.engine.state import EngineState, get_state
+from sglang_moe_opt.routing import Choice, apply_skip, compact
+
+TopKTriple = tuple[Tensor, Tensor, Tensor | None]
+
+
+def select_experts(
+    original: Callable[..., Any],
+    hidden_states: Tensor,
+    router_logits: Tensor,
+    topk_config: Any,
+    *,
+    layer_id: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """AROUND ``select_experts``: a step whose tokens all run one static schedule asks the router for fewer experts.
+
+    That is what an edited config does, bit for bit also in bf16, where ties are broken inside the router.
+    """
+    state = get_state()
+    if state is not None and state.step.uniform is not None and layer_id in state.layer_index:
+        topk_config = _narrowed(topk_config, int(state.step.uniform[state.layer_index[layer_id]]))
+    return original(hidden_states, router_logits, topk_config, layer_id=layer_id, **kwargs)
+
+
+def _narrowed(config: Any, na: int) -> Any:
+    top_k = na + config.num_shared_topk_slots
+    if top_k >= config.top_k:
+        return config
+    narrow = copy.copy(config)
+    narrow.top_k = top_k
+    return narrow
+
+
+def post_process_topk_ids(
+    original: Callable[..., TopKTriple],
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    topk_config: Any,
+    router_logits: Tensor,
+    layer_id: int,
+    *args: Any,
+    **kwargs: Any,
+) -> TopKTriple:
+    """AROUND ``sglang.srt.layers.moe.topk._post_process_topk_ids``: every router of the engine ends there.
+
+    Dropping comes last, on the ids that the original returns: an expert-location table indexed by -1 would name a
+    real expert. Slots are ranked by the logical ids that went in.
+    """
+    logical_ids = topk_ids
+    ids, weights, recorded = original(topk_ids, topk_weights, topk_config, router_logits, layer_id, *args, **kwargs)
+    state = get_state()
+    if state is None or (layer := state.layer_index.get(layer_id)) is None:
+        return ids, weights, recorded
+    num_shared = topk_config.num_shared_topk_slots
+    if not state.step.active:
+        if state.step.sample:
+            _count_experts(state, layer, ids[:, : ids.shape[1] - num_shared])
+        return ids, weights, recorded
+    if router_logits.shape[0] != ids.shape[0]:
+        raise RuntimeError(
+            f"sglang-moe-opt: layer {layer_id} routes inside a fused kernel, so expert skipping cannot reach it; "
+            "start the server with --moe-runner-backend triton"
+        )
+    weights = weights.float()
+    apply_skip(
+        weights,
+        ids,
+        _choice(topk_config, router_logits),
+        state.token_rows,
+        state.table,
+        layer,
+        logical_ids=None if kwargs.get("expert_location_dispatch_info") is None else logical_ids,
+        num_shared=num_shared,
+        stats=state.stats,
+        dynamic=state.step.dynamic,
+    )
+    if state.step.width is not None:
+        # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
+        width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
+        weights, ids = compact(weights, ids, width, num_shared)
+    if recorded is not None:
+        recorded = ids[:, : ids.shape[1] - num_shared]
+    return ids, weights, recorded
+
+
+def _choice(config: Any, router_logits: Tensor) -> Choice:
+    """How this router selects. A grouped router with a correction bias is DeepSeek-V3's, sigmoid by definition."""
+    bias = config.correction_bias
+    scoring = "sigmoid" if bias is not None and config.use_grouped_topk else config.scoring_func
+    return Choice(logits=router_logits, bias=bias, scoring=scoring)
+
+
+def _count_experts(state: EngineState, layer: int, routed_ids: Tensor) -> None:
+    flat = routed_ids.flatten().long()
+    state.stats.touched[layer].index_fill_(0, flat[flat >= 0], 1)
+
+
+def bind_runner_backend(result: None, topk: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``TopK.bind_runner_backend``: refuse experts whose kernel does the routing itself."""
+    from sglang.srt.layers.moe.topk import TopKOutputFormat
+
+    if not Settings.from_env().enabled:
+        return
+    config = topk.topk_config
+    backend = getattr(config.runner_backend, "value", config.runner_backend)
+    routes_itself = config.output_format not in (None, TopKOutputFormat.STANDARD)
+    if routes_itself or (backend is not None and backend not in RUNNER_BACKENDS):
+        raise RuntimeError(
+            f"sglang-moe-opt: MoE runner backend {backend} routes in its own kernel or does not skip dropped experts; "
+            "start the server with --moe-runner-backend triton"
+        )
+
+
+def moe_forward_native(
+    original: Callable[..., Tensor], layer: Any, x: Tensor, topk_output: Any, moe_runner_config: Any
+) -> Tensor:
+    """AROUND upstream's CPU expert loop, which cannot take the id -1.
+
+    Each kept slot is run as a token of its own with a top-k of 1, so that dropped slots cost nothing; weighting and
+    summing are then done in upstream's order and precision.
+    """
+    state = get_state()
+    weights, ids = topk_output.topk_weights, topk_output.topk_ids
+    if state is None or not (dropped := ids < 0).any():
+        return original(layer, x, topk_output, moe_runner_config)
+    num_tokens, num_slots = ids.shape
+    kept = (~dropped).flatten().nonzero().squeeze(1)
+    slots = x.new_zeros(num_tokens * num_slots, x.shape[1])
+    if len(kept):
+        single = topk_output._replace(
+            topk_weights=torch.ones_like(weights.flatten()[kept]).unsqueeze(1),
+            topk_ids=ids.flatten()[kept].unsqueeze(1),
+        )
+        slots[kept] = original(layer, x[kept // num_slots], single, moe_runner_config)
+    weighted = slots.view(num_tokens, num_slots, -1).to(weights.dtype).mul_(weights.unsqueeze(-1))
+    return weighted.sum(dim=1).to(x.dtype)

@@ -1,0 +1,19 @@
+"""No test leaves a state, a resolver or a variable of ours behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sglang_moe_opt.engine import state as engine_state
+from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, "PROMETHEUS_MULTIPROC_DIR", "SGLANG_RUST_SERVER"):
+        monkeypatch.setenv(name, "")  # recorded, so that what a test sets behind our back is undone as well
+        monkeypatch.delenv(name)
+    yield
+    engine_state.set_state(None)
