@@ -1,0 +1,1 @@
+"""The `moe-opt` command: one module per command group, each with `register(app)`."""

@@ -1,0 +1,105 @@
+"""`moe-opt serve`: start SGLang with expert skipping, on whatever this machine has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sglang_moe_opt.launch import plan_launch
+from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.policy import Policy
+from sglang_moe_opt.shapes import is_shape
+
+CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
+DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
+MINI_MODEL = "mini-v2"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option(help="Folder, Hugging Face id, or shape:NAME@LAYERS. Default: the mini model of the project.")
+    ] = MINI_MODEL,
+    config: Annotated[
+        str | None, typer.Option(help="Policy file, or 'builtin' (default, unless SGLANG_MOE_OPT_CONFIG is set).")
+    ] = None,
+    default_profile: Annotated[
+        str | None, typer.Option("--default", help="Profile of requests without a hint; overrides the policy's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the command instead of running it.")] = False,
+) -> None:
+    """Start an SGLang server with expert skipping chosen per request.
+
+    Any other option goes to `sglang serve` as it is (--port, --host, --tp, --dtype, ...) and wins over our choice.
+    """
+    path = resolve_model(model)
+    config = config or os.environ.get(CONFIG_ENV) or "builtin"
+    check_policy(path, config, default_profile)
+    if config != "builtin":
+        config = str(Path(config).resolve())
+    extra = list(context.args)
+    if default_profile is not None:
+        extra += ["--moe-skip-default", default_profile]
+    plan = plan_launch(path, on_cpu=not has_accelerator(), extra=extra, policy=config)
+    for note in plan.notes:
+        typer.echo(f"moe-opt: {note}", err=True)
+    command = [sys.executable, "-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv]
+    if dry_run:
+        settings = [f"{name}={value}" for name, value in plan.env.items()]
+        typer.echo(" ".join([*settings, "sglang serve", *plan.argv]))
+        return
+    sys.stdout.flush()
+    os.execve(command[0], command, {**plan.env, **os.environ})
+
+
+def resolve_model(model: str) -> str:
+    """Folder or hub id of ``model``; writes a shape's checkpoint where it is asked for.
+
+    Raises:
+        ValueError: the mini model is not part of this installation, or the shape is unknown.
+    """
+    if is_shape(model):
+        from sglang_moe_opt.shape_checkpoint import ensure_shape
+
+        return str(ensure_shape(model))
+    if model == MINI_MODEL:
+        return str(mini_model())
+    if model.startswith((".", "/")) and not Path(model).is_dir():
+        raise ValueError(f"--model: got {model!r}, allowed: a folder with a checkpoint, a hub id, or shape:NAME@LAYERS")
+    return model
+
+
+def mini_model() -> Path:
+    """Folder of the mini model that comes with the project. Raises ValueError where it is missing."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("eval.reference_models")
+    folder = Path(spec.origin).parent / "checkpoints" / MINI_MODEL if spec and spec.origin else None
+    if folder is None or not (folder / "config.json").exists():
+        raise ValueError("--model: the mini model is not installed here; name a folder or a Hugging Face id")
+    return folder
+
+
+def check_policy(model: str, config: str, default_profile: str | None) -> None:
+    """Load the policy and, where the model is a local folder, expand its profiles on it. Raises PolicyError."""
+    policy = Policy.builtin() if config == "builtin" else Policy.load(config)
+    if default_profile is not None:
+        policy = policy.with_default(default_profile)
+    if (Path(model) / "config.json").exists():
+        policy.check(MoEShape.from_path(model))
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
