@@ -1,0 +1,1 @@
+"""Accuracy evaluation of expert-skipping schedules."""

@@ -1,0 +1,87 @@
+"""Evaluation: bits per byte, fewer experts, routing, and the card made from them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.reference_models.balance import balance_loss, expert_counts, max_over_mean, router_entropy
+from eval.reference_models.card import SOURCE_FILES, write_card
+from eval.reference_models.data import TokenCorpus, heldout_windows
+from eval.reference_models.evaluate import evaluate, experts_per_token, relative_interval
+from eval.reference_models.export import training_summary, write_json
+from eval.reference_models.model import ReferenceModel
+from eval.reference_models.recipe import Recipe
+from eval.reference_models.train import LOG_NAME, train
+
+
+def test_balance_loss_is_one_for_even_routing_and_grows_with_load() -> None:
+    even = torch.full((8, 4), 0.25)
+    assert balance_loss(even, torch.tensor([4, 4, 4, 4])).item() == pytest.approx(1.0)
+    skewed = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).repeat(8, 1)
+    assert balance_loss(skewed, torch.tensor([8, 8, 0, 0])).item() == pytest.approx(4 * (0.5 * 0.7 + 0.5 * 0.1))
+    assert expert_counts(torch.tensor([[0, 1], [0, 3]]), 4).tolist() == [2, 1, 0, 1]
+    assert max_over_mean(torch.tensor([2, 1, 0, 1])) == 2.0
+    assert router_entropy(even) == pytest.approx(1.0)
+
+
+def test_windows_predict_each_token_once() -> None:
+    inputs, targets = heldout_windows(np.arange(10, 21), 4)
+    assert inputs.tolist() == [[10, 11, 12, 13], [14, 15, 16, 17], [18, 19, 20, 0]]
+    assert targets.tolist() == [[11, 12, 13, 14], [15, 16, 17, 18], [19, 20, -100, -100]]
+
+
+def test_bits_per_byte_of_a_uniform_model(tiny_recipe: Recipe, heldout: TokenCorpus) -> None:
+    model = ReferenceModel(tiny_recipe.model)
+    model.init_weights(0)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    tokens, n_bytes = heldout.only("wikitext")
+    expected = (len(tokens) - 1) * math.log2(tiny_recipe.model.vocab_size) / n_bytes
+    result = evaluate(model, heldout, 16)
+    assert result["text_bpb"] == pytest.approx(expected, rel=1e-4)
+    assert [row["na"] for row in result["experts_per_token"]] == [3, 2, 1]
+    assert all(row["change_percent"] == pytest.approx(0, abs=1e-3) for row in result["experts_per_token"])
+    assert [row["layer"] for row in result["routing"]] == [1, 2]
+
+
+def test_fewer_experts_keep_the_best_with_unchanged_weights(tiny_recipe: Recipe) -> None:
+    model = ReferenceModel(tiny_recipe.model)
+    model.init_weights(0)
+    router, x = model.model.layers[1].mlp.gate, torch.randn(5, 32)
+    full = router(x)
+    with experts_per_token(model, 1):
+        _, _, weights, indices = router(x)
+    torch.testing.assert_close(weights[:, 0], full[2].max(dim=1).values)
+    assert (indices[:, 0] == full[3][torch.arange(5), full[2].argmax(dim=1)]).all()
+    assert router.top_k == 3
+    with pytest.raises(ValueError, match="n_activated=4"), experts_per_token(model, 4):
+        pass
+
+
+def test_paired_interval_of_a_constant_change_has_no_width() -> None:
+    base = np.linspace(1, 2, 50)
+    assert relative_interval(1.03 * base, base) == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_card_needs_nothing_but_the_results(
+    tiny_recipe: Recipe, corpus: TokenCorpus, heldout: TokenCorpus, tmp_path: Path
+) -> None:
+    run = train(tiny_recipe, tmp_path / "run", corpus, heldout)
+    card = tmp_path / "card"
+    card.mkdir()
+    summary = training_summary(tiny_recipe, tmp_path / "run" / LOG_NAME, run.tokens, 1e-6, 1000)
+    summary["recipe"]["data"]["weights"] = dict.fromkeys(SOURCE_FILES, 1.0)
+    write_json(card / "training.json", summary | {"licences": {"wikitext": "CC BY-SA"}})
+    results = evaluate(run.model, heldout, 16) | {"training_tokens": run.tokens, "chat": {"Why?": "Because."}}
+    write_json(card / "evaluation.json", results)
+    write_card(card)
+    text = (card / "README.md").read_text()
+    assert f"{results['text_bpb']:.3f} bits per byte" in text and "- Why? -> Because." in text
+    assert (card / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    write_json(card / "evaluation.json", results | {"training_tokens": 1})
+    with pytest.raises(ValueError, match="evaluate again"):
+        write_card(card)
+    json.loads((card / "training.json").read_text())
