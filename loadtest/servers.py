@@ -1,0 +1,96 @@
+"""Start a real server for a measurement, wait until it answers, and take it down with all its processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from sglang_moe_opt.launch import CPU_ENV, plan_launch
+
+
+@contextmanager
+def server(
+    model: str, *, on_cpu: bool, policy: str | None, port: int, extra: Sequence[str] = (), deadline_s: float = 600
+) -> Iterator[str]:
+    """Serve ``model`` on ``port`` of this machine and yield its URL.
+
+    Args:
+        model: folder of the checkpoint, or a hub id.
+        on_cpu: there is no accelerator.
+        policy: policy file or ``builtin``; None starts SGLang with skipping not configured.
+        port: TCP port.
+        extra: further ``sglang serve`` arguments.
+        deadline_s: seconds until /health must answer 200.
+
+    Raises:
+        RuntimeError: the port is taken, or the server did not come up; then the message ends with its log.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"port {port} is taken: another server would be measured in place of ours")
+    plan = plan_launch(model, on_cpu=on_cpu, extra=[*extra, "--port", str(port)], policy=policy)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
+    if on_cpu:
+        env = {**CPU_ENV, **env}
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        try:
+            _wait(process, url, log, deadline_s)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the server if the measurement is killed before it can."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, deadline_s: float) -> None:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(url + "/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    tail = log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"the server at {url} did not come up; its log ends:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for sent, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+        if sent is signal.SIGTERM:
+            # The group outlives its leader: children that are still closing down would hold the memory.
+            time.sleep(2)

@@ -1,0 +1,292 @@
+"""Real servers for the tests: started once per kind, at most two at a time, always stopped."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from checkpoints import checkpoint, has_text
+
+from sglang_moe_opt.launch import plan_launch
+from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.policy import Policy
+
+MAX_ALIVE = 2
+FIRST_PORT, LAST_PORT = 31000, 32768
+START_DEADLINE_S = 600
+LOG_TAIL = 200
+
+POLICY = """\
+profiles:
+  balanced: {na: 4}
+  fast: {na: 2}
+  quick: {na: 2}
+  lean: {na: 1}
+  adaptive: {min_ratio: 0.2, min_na: 2}
+  thrifty: {prefill: full, decode: {na: 1}}
+default: full
+allow_custom: true
+min_na: 1
+max_live_schedules: 64
+"""
+"""Profiles of every server with a policy; `fast` and `quick` are two names of one schedule."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a server is started with. Equal kinds share one server.
+
+    Attributes:
+        model: name of a checkpoint.
+        policy: with the policy of the tests; otherwise the plugin is loaded and nothing is configured.
+        args: further arguments of ``sglang serve``.
+        env: environment variables on top of ours, as pairs.
+    """
+
+    model: str = "random-v2"
+    dtype: str = "float32"
+    policy: bool = True
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+
+V2 = Kind()
+V3 = Kind("random-v3", args=("--chunked-prefill-size", "400", "--enable-mixed-chunk"))
+MINI_V2 = Kind("mini-v2")
+CHUNKED_UNISOLATED = Kind(args=("--chunked-prefill-size", "128"), env=(("SGLANG_MOE_OPT_CACHE_ISOLATION", "0"),))
+"""Two settings in one server, to save a start: chunks are tested without hints, where isolation has no part."""
+UNCONFIGURED = Kind(policy=False)
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    kind: Kind
+    model: Path
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    client: httpx.Client = field(repr=False)
+
+    @property
+    def shape(self) -> MoEShape:
+        return MoEShape.from_path(self.model)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy.load(self.log.with_suffix(".yaml"))
+
+    def flush_cache(self) -> None:
+        """Empty the prefix cache; waits for the requests that still run."""
+        deadline = time.monotonic() + 60
+        while self.client.post("/flush_cache").status_code != 200:
+            assert time.monotonic() < deadline, f"the prefix cache could not be flushed\n{self.log_tail()}"
+            time.sleep(0.2)
+
+    def generate(
+        self,
+        ids: list[int],
+        hint: object = None,
+        *,
+        new_tokens: int = 64,
+        params: dict[str, Any] | None = None,
+        **body: Any,
+    ) -> dict[str, Any]:
+        """Greedy tokens for one prompt through ``/generate``, as the server's answer."""
+        reply = self.client.post(
+            "/generate", json=request_body(ids, hint, new_tokens=new_tokens, params=params, **body)
+        )
+        assert reply.status_code == 200, reply.text
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def prompt_logprobs(self, ids: list[int], hint: object = None, *, start: int = 0) -> list[dict[int, float]]:
+        """Log-probabilities at each position after ``start``: of the prompt's own token, the best five and a sample."""
+        info = self.generate(
+            ids,
+            hint,
+            new_tokens=1,
+            return_logprob=True,
+            logprob_start_len=start,
+            top_logprobs_num=5,
+            token_ids_logprob=list(range(0, 4096, 101)),
+        )["meta_info"]
+        own, top, sampled = (info[f"input_{name}_logprobs"] for name in ("token", "top", "token_ids"))
+        positions = [
+            {int(token): value for value, token, _ in [one, *(best or []), *(some or [])]}
+            for one, best, some in zip(own, top, sampled, strict=True)
+        ]
+        return positions[1:]  # nothing comes before the first token
+
+    def tokens(self, ids: list[int], hint: object = None, **body: Any) -> list[int]:
+        """The greedy tokens alone."""
+        ids_out: list[int] = self.generate(ids, hint, **body)["output_ids"]
+        return ids_out
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that carry these labels, 0 where there are none."""
+        total = 0.0
+        for line in self.client.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == name and all(f'{key}="{text}"' in series for key, text in labels.items()):
+                total += float(value)
+        return total
+
+    def is_well(self) -> bool:
+        """Whether it still answers a normal request."""
+        return self.process.poll() is None and len(self.tokens([11, 12, 13], new_tokens=2)) == 2
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
+
+    def stop(self) -> None:
+        """Stop the process group, first politely."""
+        self.client.close()
+        for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def request_body(
+    ids: list[int], hint: object = None, *, new_tokens: int = 64, params: dict[str, Any] | None = None, **body: Any
+) -> dict[str, Any]:
+    """Body of a greedy ``/generate`` request; without a hint there are no custom parameters at all."""
+    sampling: dict[str, Any] = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+    if hint is not None:
+        sampling["custom_params"] = {"moe_skip": hint}
+    return {"input_ids": ids, "sampling_params": sampling | (params or {}), **body}
+
+
+class Servers:
+    """Starts servers on demand and keeps the two that were used last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._alive: OrderedDict[Kind, Server] = OrderedDict()
+        self._broken: dict[Kind, StartError] = {}
+        self._ports = _free_ports()
+
+    def get(self, kind: Kind) -> Server:
+        """The server of this kind, started first where it is not alive; fails with the end of its log."""
+        if kind in self._broken:  # not every test of it waits for the deadline
+            raise self._broken[kind]
+        server = self._alive.get(kind)
+        if server is not None and server.process.poll() is not None:
+            del self._alive[kind]
+            pytest.fail(f"the server died with {server.process.returncode}:\n{server.log_tail()}", pytrace=False)
+        if server is None:
+            model = checkpoint(kind.model)  # may skip: before anything is stopped for it
+            while len(self._alive) >= MAX_ALIVE:
+                self._alive.popitem(last=False)[1].stop()
+            server = self._alive[kind] = self._start(kind, model)
+            try:
+                _wait_until_ready(server)
+            except BaseException as error:
+                self._alive.pop(kind).stop()
+                if isinstance(error, StartError):
+                    self._broken[kind] = error
+                raise
+        self._alive.move_to_end(kind)
+        return server
+
+    def close(self) -> None:
+        while self._alive:
+            self._alive.popitem()[1].stop()
+
+    def _start(self, kind: Kind, model: Path) -> Server:
+        port = next(self._ports)
+        log = self._folder / f"{kind.model}-{port}.log"
+        policy = log.with_suffix(".yaml")
+        policy.write_text(POLICY)
+        # The gauge of running requests moves only when a decode step is logged.
+        extra = ["--port", str(port), "--dtype", kind.dtype, "--decode-log-interval", "1", *kind.args]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
+        if kind.policy:
+            command = ["-m", "sglang_moe_opt.cli.main", "serve", "--model", str(model), "--config", str(policy), *extra]
+        else:
+            plan = plan_launch(str(model), on_cpu=True, extra=extra, policy=None)
+            command = ["-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv]
+            env = {**plan.env, **env}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**env, **dict(kind.env)},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        url = f"http://127.0.0.1:{port}"
+        # Connections for a whole batch at a time, kept open; a prompt may take long on a busy machine.
+        client = httpx.Client(base_url=url, timeout=300, limits=httpx.Limits(max_connections=200), trust_env=False)
+        return Server(kind, model, url, process, log, client)
+
+
+def start_servers(folder: Path) -> Iterator[Servers]:
+    """A manager that stops its servers whatever happens, also when pytest is interrupted."""
+    servers = Servers(folder)
+    atexit.register(servers.close)
+    try:
+        yield servers
+    finally:
+        servers.close()
+        atexit.unregister(servers.close)
+
+
+def needs_text(server: Server) -> None:
+    """Skip the test where the model has no tokenizer."""
+    if not has_text(server.model):
+        pytest.skip("no tokenizer: the trained checkpoint, whose tokenizer the random models borrow, is not there")
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise StartError(f"the server ended with {server.process.returncode}:\n{server.log_tail()}")
+        try:
+            if server.client.get("/health", timeout=20).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise StartError(f"the server was not ready after {START_DEADLINE_S} s:\n{server.log_tail()}")
+
+
+class StartError(RuntimeError):
+    """A server that did not come up; the message ends with its log."""
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the server if pytest is killed before it can."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _free_ports() -> Iterator[int]:
+    """Ports nobody listens on. Another run of the tests may be about to: start where it hardly does."""
+    for port in range(random.randrange(FIRST_PORT, LAST_PORT - 100), LAST_PORT):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                yield port

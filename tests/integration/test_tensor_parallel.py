@@ -1,0 +1,42 @@
+"""Two tensor-parallel ranks on the CPU give the tokens of one."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+from server import V2, V3, Kind, Servers, StartError
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+NO_CPU_RANKS = "Expected a cuda device, but got: cpu"
+"""What the second rank ends with: the process groups of this build are made for CUDA devices."""
+
+HINTS = ("full", "fast", {"na": 1}, {"min_ratio": 0.5}, {"prefill": "full", "decode": {"na": 1}})
+
+
+# SGLang gives each rank a NUMA node of its own; on a machine with fewer it must be told the cores.
+CORES = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1" if (os.cpu_count() or 1) > 1 else "0|0"),)
+
+
+@pytest.mark.parametrize(
+    ("one", "kind"),
+    [(kind, replace(kind, args=(*kind.args, "--tp", "2"), env=CORES)) for kind in (V2, V3)],
+    ids=[kind.model for kind in (V2, V3)],
+)
+def test_two_ranks_give_the_tokens_of_one(servers: Servers, one: Kind, kind: Kind) -> None:
+    rng = random.Random(3)
+    work = [(rng.choices(range(100, 4000), k=40), hint) for hint in HINTS]
+    single = servers.get(one)
+    expected = [single.tokens(ids, hint, new_tokens=24) for ids, hint in work]
+
+    try:
+        two = servers.get(kind)
+    except StartError as error:
+        if NO_CPU_RANKS in str(error):
+            pytest.xfail(f"SGLang 0.5.23 has no tensor parallelism on a plain CPU: {NO_CPU_RANKS}")
+        raise
+
+    assert [two.tokens(ids, hint, new_tokens=24) for ids, hint in work] == expected
