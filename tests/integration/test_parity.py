@@ -60,18 +60,19 @@ def test_greedy_tokens_equal_transformers(servers: Servers, kind: Kind) -> None:
     """64 greedy tokens after prompts of 1 to 600 tokens, computed anew and then from the prefix cache."""
     server = servers.get(kind)
     server.flush_cache()
-    compared = []
+    decided = {}
     for length in LENGTHS:
+        server.flush_cache()
         ids = prompt(kind.model, length)
         fresh = server.generate(ids, new_tokens=NEW_TOKENS)
         assert fresh["meta_info"]["cached_tokens"] == 0
-        compared.append(reference(server.model).check_greedy(ids, fresh["output_ids"]))
+        decided[length] = reference(server.model).check_greedy(ids, fresh["output_ids"])
         again = server.generate(ids, new_tokens=NEW_TOKENS)
         # The last prompt token is always computed; a prompt of one token has nothing to take from the cache.
         assert again["meta_info"]["cached_tokens"] == length - 1
-        assert again["output_ids"][: compared[-1]] == fresh["output_ids"][: compared[-1]]
-    print(f"{kind.model}: tokens compared by prompt length: {dict(zip(LENGTHS, compared, strict=True))}")
-    assert sum(count == NEW_TOKENS for count in compared) >= 3
+        reference(server.model).check_greedy(ids, again["output_ids"])
+    print(f"{kind.model}: of {NEW_TOKENS} tokens decided by more than rounding, by prompt length: {decided}")
+    assert min(decided.values()) >= NEW_TOKENS * 3 // 4
 
 
 @by_name(V2, V3, MINI_V2)
@@ -80,8 +81,10 @@ def test_transformers_own_generation_gives_the_same_tokens(servers: Servers, kin
     server = servers.get(kind)
     ids = prompt(kind.model, 37)
     served = server.tokens(ids, new_tokens=NEW_TOKENS)
-    compared = reference(server.model).check_greedy(ids, served)
-    assert reference(server.model).greedy(ids, NEW_TOKENS)[:compared] == served[:compared]
+    generated = reference(server.model).greedy(ids, NEW_TOKENS)
+    # Both are held against the same logits, so that the two can part only at a near-tie.
+    for tokens in (served, generated):
+        assert reference(server.model).check_greedy(ids, tokens) >= NEW_TOKENS * 3 // 4
 
 
 @pytest.mark.parametrize("kind", [BF16], ids=[BF16.model])

@@ -15,6 +15,8 @@ from sglang_moe_opt.hints import resolve
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NEW_TOKENS = 64
+DECIDED = NEW_TOKENS * 3 // 4
+"""So many of the tokens must be the reference's by more than rounding, or a test would say nothing."""
 EDITED = Kind(policy=False, args=("--json-model-override-args", '{"num_experts_per_tok": 2}'))
 
 models = pytest.mark.parametrize("kind", [V2, V3, MINI_V2], ids=lambda kind: kind.model)
@@ -26,7 +28,7 @@ def assert_like_top_k(server: Server, hint: object, per_layer: list[int]) -> Non
     model = reference(server.model)
     with model.keeping(per_layer):
         assert_logprobs(server.prompt_logprobs(ids, hint), model.logprobs(ids))
-        assert model.check_greedy(ids, server.tokens(ids, hint, new_tokens=NEW_TOKENS)) >= NEW_TOKENS // 4
+        assert model.check_greedy(ids, server.tokens(ids, hint, new_tokens=NEW_TOKENS)) >= DECIDED
 
 
 @models
@@ -53,7 +55,7 @@ def test_full_and_more_than_the_model_has_are_the_model(servers: Servers, kind: 
     server.flush_cache()
     ids = prompt(kind.model, 200, seed=4)
     plain = server.tokens(ids, new_tokens=NEW_TOKENS)
-    assert reference(server.model).check_greedy(ids, plain) >= NEW_TOKENS // 4
+    assert reference(server.model).check_greedy(ids, plain) >= DECIDED
     top_k = server.shape.top_k
     for hint in (
         "full",
@@ -74,7 +76,6 @@ def test_each_phase_its_own(servers: Servers, kind: Kind) -> None:
     server = servers.get(kind)
     ids = prompt(kind.model, 60, seed=5)
     top_k = server.shape.top_k
-    compared = 0
     for hint, prefill, decode in (
         ("thrifty", top_k, 1),
         ({"prefill": {"na": 1}, "decode": "full"}, 1, top_k),
@@ -82,8 +83,7 @@ def test_each_phase_its_own(servers: Servers, kind: Kind) -> None:
     ):
         tokens = server.tokens(ids, hint, new_tokens=NEW_TOKENS)
         logits = reference(server.model).phased_logits(ids, tokens[:-1], prefill, decode)
-        compared += check_best(logits, tokens)
-    assert compared >= NEW_TOKENS
+        assert check_best(logits, tokens) >= DECIDED, hint
 
 
 @pytest.mark.parametrize("kind", [V2, MINI_V2], ids=lambda kind: kind.model)
@@ -103,7 +103,7 @@ def test_magnitude_rules(servers: Servers, kind: Kind, hint: object, rule: Calla
     model = reference(server.model)
     with model.dropping(rule):
         assert_logprobs(server.prompt_logprobs(ids, hint), model.logprobs(ids))
-        assert model.check_greedy(ids, server.tokens(ids, hint, new_tokens=NEW_TOKENS)) >= NEW_TOKENS // 4
+        assert model.check_greedy(ids, server.tokens(ids, hint, new_tokens=NEW_TOKENS)) >= DECIDED
 
 
 @pytest.mark.parametrize("kind", [EDITED], ids=["num_experts_per_tok=2"])
