@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 _HERE: Final = Path(__file__).parent
 # In a wheel the series is a part of the package (setup.py); in a checkout it is the top-level folder.
-PACKAGED: Final = next((p for p in (_HERE / "patch_files", _HERE.parent / "patches") if p.is_dir()), _HERE / "patch_files")
+PACKAGED: Final = _HERE / "patch_files" if (_HERE / "patch_files").is_dir() else _HERE.parent / "patches"
 CHECKSUMS: Final = "checksums.json"
 
 _HUNK_HEADER: Final = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
