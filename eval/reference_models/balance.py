@@ -7,7 +7,8 @@ import torch
 
 def expert_counts(indices: torch.Tensor, n_experts: int) -> torch.Tensor:
     """How many token slots chose each expert: (tokens, k) indices to (experts,) counts."""
-    return torch.bincount(indices.reshape(-1), minlength=n_experts)
+    flat = indices.reshape(-1)
+    return torch.zeros(n_experts, dtype=torch.int64).scatter_add(0, flat, torch.ones_like(flat))
 
 
 def balance_loss(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

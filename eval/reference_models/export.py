@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
-from transformers.models.deepseek_v2 import DeepseekV2ForCausalLM
 
 from eval.reference_models.model import ReferenceModel
 from eval.reference_models.recipe import ModelSpec, Recipe
@@ -20,27 +19,30 @@ PARITY_LIMIT = 1e-4
 """Largest allowed difference of float32 logits between the training model and Hugging Face's."""
 
 
+ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+FP32_SUFFIX = "e_score_correction_bias"
+"""Kept in float32 whatever the weights' type, as in the published V3 checkpoints."""
+
+
 def config_json(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast | None, dtype: str) -> dict[str, Any]:
     """The model's config.json: the architecture plus what is fixed for this family."""
+    v3 = spec.model_type == "deepseek_v3"
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     if tokenizer is not None:
         special = {key: getattr(tokenizer, key) for key in special}
     return {
-        "architectures": ["DeepseekV2ForCausalLM"],
+        "architectures": [ARCHITECTURES[spec.model_type]],
         **spec.model_dump(exclude={"rope_theta"}),
         **special,
         "num_key_value_heads": spec.num_attention_heads,
-        "q_lora_rank": None,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "moe_layer_freq": 1,
-        "scoring_func": "softmax",
-        "topk_method": "greedy",
-        "n_group": 1,
-        "topk_group": 1,
-        "norm_topk_prob": False,
+        "scoring_func": "sigmoid" if v3 else "softmax",
+        "topk_method": "noaux_tc" if v3 else "greedy",
+        "norm_topk_prob": v3,
         "rope_theta": spec.rope_theta,
         "rope_scaling": None,
         "initializer_range": 0.02,
@@ -65,7 +67,10 @@ def published_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[
                 published[f"{name.removesuffix('down_proj')}{expert}.down_proj.weight"] = matrix
         else:
             published[name] = value
-    return {name: value.detach().to(dtype).clone().contiguous() for name, value in published.items()}
+    return {
+        name: value.detach().to(torch.float32 if name.endswith(FP32_SUFFIX) else dtype).clone().contiguous()
+        for name, value in published.items()
+    }
 
 
 def stacked_state(published: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
@@ -131,11 +136,13 @@ def parity(spec: ModelSpec, state: dict[str, torch.Tensor], tokens: torch.Tensor
 
     Hugging Face's side goes through the whole export: safetensors file, published names, from_pretrained.
     """
+    from transformers import AutoModelForCausalLM
+
     mine = ReferenceModel(spec)
     mine.load_state_dict(state)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", spec, state, torch.float32)
-        theirs = DeepseekV2ForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
+        theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
         theirs.eval()
         return (mine(tokens)[0] - theirs(tokens).logits).abs().max().item()
 

@@ -1,31 +1,22 @@
-"""A compact DeepSeek-V2 for training on CPU, with the parameter names of Hugging Face's DeepseekV2ForCausalLM.
+"""A compact DeepSeek V2 or V3 for training on CPU, with the parameter names of Hugging Face's implementation.
 
-Differences from the reference implementation are in speed only: experts run as grouped matrix products over
-tokens sorted by expert, and matrices are cast to bfloat16 while master weights, norms, router and residual
-stream stay in float32.
+Differences from the reference implementation are in speed only: experts and attention run in our own kernels where
+the processor has them, and matrices are cast to bfloat16 while master weights, norms, router and residual stream
+stay in float32.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eval.reference_models.balance import balance_loss, expert_counts
+from eval.reference_models import kernels
+from eval.reference_models.loss import linear_cross_entropy
 from eval.reference_models.recipe import ModelSpec
-
-
-@dataclass
-class RouterStats:
-    """What the router of each expert layer did in one forward pass."""
-
-    balance: list[torch.Tensor] = field(default_factory=list)
-    z: list[torch.Tensor] = field(default_factory=list)
-    counts: list[torch.Tensor] = field(default_factory=list)
-    scores: list[torch.Tensor] = field(default_factory=list)
+from eval.reference_models.router import Router, Routing, make_router
 
 
 class Linear(nn.Linear):
@@ -68,27 +59,11 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Router(nn.Module):
-    """Softmax router with greedy top-k; the k weights are not renormalised (norm_topk_prob = false)."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(spec.n_routed_experts, spec.hidden_size))
-        self.top_k = spec.num_experts_per_tok
-        self.scale = spec.routed_scaling_factor
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(tokens, hidden) to logits and scores (tokens, experts), weights and indices (tokens, k)."""
-        logits = F.linear(x.float(), self.weight)
-        scores = logits.softmax(dim=-1)
-        weights, indices = scores.topk(self.top_k, dim=-1)
-        return logits, scores, weights * self.scale, indices
-
-
 class Experts(nn.Module):
     """All routed experts of a layer: gate_up_proj (experts, 2 x width, hidden), down_proj (experts, hidden, width)."""
 
     compute_dtype = torch.float32
+    fused = False
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -96,17 +71,18 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(n, hidden, width))
 
-    def forward(
-        self, x: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor, counts: torch.Tensor
-    ) -> torch.Tensor:
-        """(tokens, hidden) with router weights and indices (tokens, k) to (tokens, hidden), float32."""
-        dtype, k = self.compute_dtype, indices.shape[1]
+    def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """(tokens, hidden) to (tokens, hidden), float32."""
+        dtype, weights, indices = self.compute_dtype, routing.weights, routing.indices
+        if self.fused:
+            run = torch.ops.reference_models.experts_forward
+            return run(x.to(dtype), weights, indices, self.gate_up_proj, self.down_proj)[0]
         order = indices.reshape(-1).argsort(stable=True)
-        token = order // k
+        token = order // indices.shape[1]
         sorted_x = x.to(dtype).index_select(0, token)
         sorted_weights = weights.reshape(-1).index_select(0, order).unsqueeze(1).to(dtype)
-        gate, up = self._grouped(sorted_x, self.gate_up_proj, counts).chunk(2, dim=-1)
-        out = self._grouped(F.silu(gate) * up * sorted_weights, self.down_proj, counts)
+        gate, up = self._grouped(sorted_x, self.gate_up_proj, routing.counts).chunk(2, dim=-1)
+        out = self._grouped(F.silu(gate) * up * sorted_weights, self.down_proj, routing.counts)
         return torch.zeros(x.shape, dtype=torch.float32).index_add(0, token, out.float())
 
     def _grouped(self, x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -123,30 +99,32 @@ class MoE(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.gate = Router(spec)
+        self.gate = make_router(spec)
         self.experts = Experts(spec)
         self.shared_experts = MLP(spec.hidden_size, spec.moe_intermediate_size * spec.n_shared_experts)
 
-    def forward(self, x: torch.Tensor, stats: RouterStats) -> torch.Tensor:
-        """(batch, sequence, hidden) to the same shape; appends this layer's routing to `stats`."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+        """(batch, sequence, hidden) to the same shape, and what the router decided."""
         flat = x.reshape(-1, x.shape[-1])
-        logits, scores, weights, indices = self.gate(flat)
-        counts = expert_counts(indices, scores.shape[-1])
-        stats.balance.append(balance_loss(scores, counts))
-        stats.z.append(logits.logsumexp(dim=-1).square().mean())
-        stats.counts.append(counts)
-        stats.scores.append(scores.detach())
-        return self.experts(flat, weights, indices, counts).view(x.shape) + self.shared_experts(x)
+        routing = self.gate(flat)
+        return self.experts(flat, routing).view(x.shape) + self.shared_experts(x), routing
 
 
 class Attention(nn.Module):
-    """Multi-head latent attention without query compression (q_lora_rank = null)."""
+    """Multi-head latent attention; queries are compressed where the spec has a `q_lora_rank`."""
+
+    fused = False
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         heads = spec.num_attention_heads
-        self.q_proj = Linear(spec.hidden_size, heads * spec.qk_head_dim)
+        if spec.q_lora_rank is None:
+            self.q_proj = Linear(spec.hidden_size, heads * spec.qk_head_dim)
+        else:
+            self.q_a_proj = Linear(spec.hidden_size, spec.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(spec.q_lora_rank, 1e-6)
+            self.q_b_proj = Linear(spec.q_lora_rank, heads * spec.qk_head_dim)
         self.kv_a_proj_with_mqa = Linear(spec.hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim)
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, 1e-6)  # eps is fixed in the reference implementation
         self.kv_b_proj = Linear(spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim))
@@ -156,17 +134,20 @@ class Attention(nn.Module):
         """(batch, sequence, hidden) and rope (2, sequence, rope_dim / 2) to (batch, sequence, hidden)."""
         s, (batch, length, _) = self.spec, x.shape
         heads, nope, rot = s.num_attention_heads, s.qk_nope_head_dim, s.qk_rope_head_dim
-        q_nope, q_rot = self.q_proj(x).view(batch, length, heads, nope + rot).split([nope, rot], dim=-1)
+        queries = self.q_proj(x) if s.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q_nope, q_rot = queries.view(batch, length, heads, nope + rot).split([nope, rot], dim=-1)
         latent, k_rot = self.kv_a_proj_with_mqa(x).split([s.kv_lora_rank, rot], dim=-1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(batch, length, heads, nope + s.v_head_dim)
         k_nope, v = kv.split([nope, s.v_head_dim], dim=-1)
         k_rot = rotate(k_rot.unsqueeze(2), rope).expand(-1, -1, heads, -1)
-        q = torch.cat([q_nope, rotate(q_rot, rope)], dim=-1).transpose(1, 2)
-        k = torch.cat([k_nope, k_rot], dim=-1).transpose(1, 2)
-        # Equal head widths select the fused CPU kernel; the zero columns are cut off again.
-        v = F.pad(v, (0, nope + rot - s.v_head_dim)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)[..., : s.v_head_dim]
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, heads * s.v_head_dim))
+        q = torch.cat([q_nope, rotate(q_rot, rope)], dim=-1)
+        k = torch.cat([k_nope, k_rot], dim=-1)
+        if self.fused and length % 64 == 0:
+            out = torch.ops.reference_models.attention_forward(q.contiguous(), k.contiguous(), v.contiguous())[0]
+        else:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return self.o_proj(out.reshape(batch, length, heads * s.v_head_dim))
 
 
 def rope_table(length: int, dim: int, theta: float) -> torch.Tensor:
@@ -194,11 +175,14 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor, stats: RouterStats) -> torch.Tensor:
-        """(batch, sequence, hidden), float32, to the same."""
+    def forward(self, x: torch.Tensor, rope: torch.Tensor) -> tuple[torch.Tensor, Routing | None]:
+        """(batch, sequence, hidden), float32, to the same, and what the router decided if there is one."""
         x = x + self.self_attn(self.input_layernorm(x), rope)
         h = self.post_attention_layernorm(x)
-        return x + (self.mlp(h, stats) if isinstance(self.mlp, MoE) else self.mlp(h))
+        if isinstance(self.mlp, MoE):
+            out, routing = self.mlp(h)
+            return x + out, routing
+        return x + self.mlp(h), None
 
 
 class Decoder(nn.Module):
@@ -211,13 +195,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([Layer(spec, i) for i in range(spec.num_hidden_layers)])
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, tokens: torch.Tensor, stats: RouterStats) -> torch.Tensor:
-        """(batch, sequence) token ids to normed hidden states (batch, sequence, hidden)."""
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Routing]]:
+        """(batch, sequence) token ids to normed hidden states (batch, sequence, hidden) and each router's decisions."""
         rope = rope_table(tokens.shape[1], self.spec.qk_rope_head_dim, self.spec.rope_theta)
         x = self.embed_tokens(tokens)
+        routings = []
         for layer in self.layers:
-            x = layer(x, rope, stats)
-        return self.norm(x)
+            x, routing = layer(x, rope)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), routings
 
 
 class ReferenceModel(nn.Module):
@@ -228,9 +215,17 @@ class ReferenceModel(nn.Module):
         self.spec = spec
         self.model = Decoder(spec)
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size)
+        fused = compute_dtype == torch.bfloat16 and kernels.available()
         for module in self.modules():
             if isinstance(module, Linear | Experts):
                 module.compute_dtype = compute_dtype
+            if isinstance(module, Attention | Experts):
+                module.fused = fused
+
+    @property
+    def routers(self) -> list[Router]:
+        """The router of each expert layer."""
+        return [layer.mlp.gate for layer in self.model.layers if isinstance(layer.mlp, MoE)]
 
     def init_weights(self, seed: int) -> None:
         """Scaled normal initialisation; router logits start with unit spread so that routing decides early."""
@@ -247,7 +242,12 @@ class ReferenceModel(nn.Module):
                     std /= depth
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, RouterStats]:
-        """(batch, sequence) token ids to logits (batch, sequence, vocabulary) and the routing statistics."""
-        stats = RouterStats()
-        return self.lm_head(self.model(tokens, stats)), stats
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Routing]]:
+        """(batch, sequence) token ids to logits (batch, sequence, vocabulary) and each router's decisions."""
+        hidden, routings = self.model(tokens)
+        return self.lm_head(hidden), routings
+
+    def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, list[Routing]]:
+        """Mean cross-entropy of targets (batch, sequence) without keeping all logits; the routers' decisions."""
+        hidden, routings = self.model(tokens)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.lm_head, targets.flatten()), routings

@@ -20,7 +20,7 @@ class _Frozen(BaseModel):
 class ModelSpec(_Frozen):
     """Architecture; field names are those of the Hugging Face configuration."""
 
-    model_type: Literal["deepseek_v2"]
+    model_type: Literal["deepseek_v2", "deepseek_v3"]
     vocab_size: int = Field(gt=256)
     hidden_size: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
@@ -31,6 +31,9 @@ class ModelSpec(_Frozen):
     num_experts_per_tok: int = Field(gt=0)
     n_shared_experts: int = Field(gt=0)
     moe_intermediate_size: int = Field(gt=0)
+    n_group: int = Field(default=1, gt=0)
+    topk_group: int = Field(default=1, gt=0)
+    q_lora_rank: int | None = Field(default=None, gt=0)
     kv_lora_rank: int = Field(gt=0)
     qk_nope_head_dim: int = Field(gt=0)
     qk_rope_head_dim: int = Field(gt=0)
@@ -45,6 +48,15 @@ class ModelSpec(_Frozen):
         if self.num_experts_per_tok > self.n_routed_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
+            )
+        if self.n_routed_experts % self.n_group or self.topk_group > self.n_group:
+            raise ValueError(
+                f"n_group={self.n_group} must divide n_routed_experts={self.n_routed_experts} and be at least "
+                f"topk_group={self.topk_group}"
+            )
+        if self.topk_group * (self.n_routed_experts // self.n_group) < self.num_experts_per_tok:
+            raise ValueError(
+                f"topk_group={self.topk_group} groups hold fewer than num_experts_per_tok={self.num_experts_per_tok}"
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
@@ -90,6 +102,7 @@ class BalanceSpec(_Frozen):
 
     aux_loss_alpha: float = Field(default=0.005, ge=0, description="expert-level balance loss, DeepSeek-V2 eq. 12-14")
     z_loss: float = Field(default=0.0, ge=0, description="weight of mean(logsumexp(router logits)^2)")
+    bias_rate: float = Field(default=1e-3, ge=0, description="step of the V3 router's bias, DeepSeek-V3's gamma")
 
 
 class OptimSpec(_Frozen):
@@ -114,6 +127,7 @@ class TrainSpec(_Frozen):
     checkpoint_every_tokens: int = Field(gt=0)
     threads: int = Field(default=2, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = Field(default=False, description="fuse the small operations of a layer with torch.compile")
 
 
 class Recipe(_Frozen):

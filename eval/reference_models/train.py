@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.reference_models.balance import max_over_mean
+from eval.reference_models.balance import balance_loss, max_over_mean
 from eval.reference_models.checkpoint import Checkpoint
 from eval.reference_models.data import TokenCorpus, TrainStream
 from eval.reference_models.evaluate import quick_bits_per_byte
 from eval.reference_models.model import ReferenceModel
 from eval.reference_models.optim import Optimizers, learning_rate_scale
 from eval.reference_models.recipe import Recipe
+from eval.reference_models.router import SigmoidRouter
 
 LOG_NAME = "log.jsonl"
 
@@ -34,6 +34,9 @@ class Run:
         dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
         self.model = ReferenceModel(recipe.model, dtype)
         self.model.init_weights(recipe.seed)
+        if recipe.train.compile:
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=False)
         self.optimizers = Optimizers(self.model, recipe.optim)
         self.tokens = 0
         checkpoint = Checkpoint.load(run_dir)
@@ -76,12 +79,12 @@ class Run:
         started = time.perf_counter()
         spec, balance = self.recipe.train, self.recipe.balance
         inputs, targets = self.stream.batch(self.tokens, spec.batch_tokens)
-        logits, stats = self.model(inputs)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        loss, routings = self.model.loss(inputs, targets)
         total = loss
-        if stats.balance:
-            total = total + balance.aux_loss_alpha * torch.stack(stats.balance).sum()
-            total = total + balance.z_loss * torch.stack(stats.z).sum()
+        for routing in routings:
+            total = total + balance.aux_loss_alpha * balance_loss(routing.probabilities, routing.counts)
+            if balance.z_loss:
+                total = total + balance.z_loss * routing.logits.logsumexp(dim=-1).square().mean()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.grad_clip)
         if not torch.isfinite(norm):
@@ -89,13 +92,17 @@ class Run:
         self.tokens += spec.batch_tokens
         scale = learning_rate_scale(self.tokens, spec, total_tokens)
         self.optimizers.step(scale)
+        for router, routing in zip(self.model.routers, routings, strict=True):
+            if isinstance(router, SigmoidRouter):
+                # The bias comes to rest with the weights, but not before them.
+                router.rebalance(routing.counts, balance.bias_rate * min(1.0, 4 * scale))
         return {
             "tokens": self.tokens,
             "loss": round(loss.item(), 5),
             "lr": self.recipe.optim.muon_lr * scale,
             "grad_norm": round(norm.item(), 4),
             "tokens_per_s": round(spec.batch_tokens / (time.perf_counter() - started)),
-            "load_max_over_mean": [round(max_over_mean(counts), 3) for counts in stats.counts],
+            "load_max_over_mean": [round(max_over_mean(routing.counts), 3) for routing in routings],
         }
 
 
@@ -107,6 +114,7 @@ def train(
     *,
     total_tokens: int | None = None,
     stop_at: int | None = None,
+    threads: int | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train until `total_tokens` (the recipe's unless given), resuming from the run folder's checkpoint.
@@ -115,7 +123,7 @@ def train(
     which leaves the learning-rate schedule as it is. The process id is in `train.pid` while training.
     """
     console = console or Console()
-    torch.set_num_threads(recipe.train.threads)
+    torch.set_num_threads(threads or recipe.train.threads)
     run_dir.mkdir(parents=True, exist_ok=True)
     pid_file = run_dir / "train.pid"
     pid_file.write_text(str(os.getpid()), encoding="utf-8")

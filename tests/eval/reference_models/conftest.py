@@ -10,11 +10,30 @@ from eval.reference_models.data import TokenCorpus
 from eval.reference_models.recipe import DEFAULT_DATA_DIR, Recipe
 
 SOURCES = ["gloss", "wikitext"]
+SIGMOID = {
+    "model_type": "deepseek_v3",
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+}
+
+
+@pytest.fixture(params=["deepseek_v2", "deepseek_v3"])
+def any_recipe(request: pytest.FixtureRequest) -> Recipe:
+    """The tiny recipe in either architecture."""
+    return make_recipe(SIGMOID if request.param == "deepseek_v3" else {})
 
 
 @pytest.fixture
 def tiny_recipe() -> Recipe:
-    """Two layers, eight experts, sequences of 16 tokens; float32, so that results are exact."""
+    """The tiny recipe as DeepSeek-V2."""
+    return make_recipe({})
+
+
+def make_recipe(architecture: dict) -> Recipe:
+    """Two expert layers, eight experts, sequences of 16 tokens; float32, so that results are exact."""
     raw = Recipe.load("mini_v2.yaml").model_dump()
     raw["name"] = "tiny"
     raw["model"] |= {
@@ -30,6 +49,7 @@ def tiny_recipe() -> Recipe:
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8,
         "v_head_dim": 12,
+        **architecture,
     }
     raw["data"] |= {"sequence_length": 16, "weights": {"wikitext": 1.5, "gloss": 0.5}}
     raw["train"] |= {
@@ -37,6 +57,7 @@ def tiny_recipe() -> Recipe:
         "warmup_tokens": 64,
         "batch_tokens": 64,
         "precision": "fp32",
+        "compile": False,
         "eval_every_tokens": 128,
         "checkpoint_every_tokens": 256,
         "threads": 1,

@@ -20,6 +20,13 @@ def test_shipped_recipe_has_the_documented_architecture() -> None:
     assert model.qk_head_dim == 48
 
 
+def test_shipped_v3_recipe_has_the_documented_architecture() -> None:
+    v2, v3 = Recipe.load("mini_v2.yaml"), Recipe.load("mini_v3.yaml")
+    assert (v3.model.model_type, v3.model.num_experts_per_tok, v3.model.n_shared_experts) == ("deepseek_v3", 8, 1)
+    assert (v3.model.n_group, v3.model.topk_group, v3.model.n_routed_experts) == (8, 4, 64)
+    assert (v3.data, v3.seed) == (v2.data, v2.seed), "the two models share data and tokenizer"
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -28,6 +35,8 @@ def test_shipped_recipe_has_the_documented_architecture() -> None:
         ("model", {"qk_rope_head_dim": 15}, "must be even"),
         ("model", {"num_attention_heads": 5}, "multiple of num_attention_heads=5"),
         ("model", {"model_type": "llama"}, "deepseek_v2"),
+        ("model", {"n_group": 5}, "n_group=5 must divide"),
+        ("model", {"n_group": 64, "topk_group": 3}, "hold fewer than num_experts_per_tok=6"),
         ("data", {"weights": {"wikitext": -1.0}}, "weights must be >= 0"),
         ("data", {"sequence_length": 4096}, "exceeds max_position_embeddings"),
         ("train", {"batch_tokens": 1000}, "multiple of sequence_length=512"),

@@ -17,11 +17,11 @@ def rows(run_dir: Path) -> list[dict]:
 
 
 def test_resumed_run_is_bit_identical(
-    tiny_recipe: Recipe, corpus: TokenCorpus, heldout: TokenCorpus, tmp_path: Path
+    any_recipe: Recipe, corpus: TokenCorpus, heldout: TokenCorpus, tmp_path: Path
 ) -> None:
-    whole = train(tiny_recipe, tmp_path / "whole", corpus, heldout)
-    train(tiny_recipe, tmp_path / "parts", corpus, heldout, stop_at=320)
-    parts = train(tiny_recipe, tmp_path / "parts", corpus, heldout)
+    whole = train(any_recipe, tmp_path / "whole", corpus, heldout)
+    train(any_recipe, tmp_path / "parts", corpus, heldout, stop_at=320)
+    parts = train(any_recipe, tmp_path / "parts", corpus, heldout)
     assert parts.tokens == whole.tokens == 640
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
