@@ -178,10 +178,10 @@ def check_serving() -> Iterator[Check]:
 
 
 def check_model() -> Iterator[Check]:
-    from sglang_moe_opt.cli.serve import mini_model
+    from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
 
     try:
-        folder = mini_model()
+        folder = reference_model(REFERENCE_MODELS[0])
     except (ValueError, ModuleNotFoundError):
         yield Check("serving", "mini model", "warn", "not here", "use a full clone, or `moe-opt serve --model FOLDER`")
         return

@@ -56,6 +56,7 @@ def train(
     total_tokens: Annotated[
         int | None, typer.Option(help="end here instead of the recipe's total; lowering it starts the decay earlier")
     ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's, on a shared machine")] = None,
 ) -> None:
     """Train, resuming from the run folder's last checkpoint."""
     from eval.reference_models.data import TokenCorpus
@@ -69,6 +70,7 @@ def train(
         TokenCorpus.load(data / "train.npz"),
         TokenCorpus.load(data / "heldout.npz"),
         total_tokens=total_tokens,
+        threads=threads,
         console=console,
     )
 
@@ -105,19 +107,30 @@ def export(
 
 
 @app.command()
-def evaluate(recipe: RecipeOption = Path("mini_v2.yaml")) -> None:
+def evaluate(recipe: RecipeOption = Path("mini_v2.yaml"), data_dir: DataOption = DEFAULT_DATA_DIR) -> None:
     """Measure the exported checkpoint on the held-out text and write evaluation.json beside it."""
     import torch
 
-    from eval.reference_models.data import TokenCorpus
+    from eval.heldout import cloze_items, gloss_items, load_heldout
+    from eval.reference_models.choices import accuracy
+    from eval.reference_models.data import TokenCorpus, TrainStream
     from eval.reference_models.evaluate import evaluate as measure
     from eval.reference_models.export import chat_samples, load_exported, training_tokens, write_json
+    from eval.reference_models.gate import CALIBRATION_WINDOWS
+    from eval.reference_models.tokenizer import load_tokenizer
 
     spec = Recipe.load(recipe)
     torch.set_num_threads(spec.train.threads)
     model = load_exported(spec.checkpoint_dir, spec.model, torch.bfloat16)
     heldout = TokenCorpus.load(spec.run_dir / "data" / "heldout.npz")
-    results = measure(model, heldout, spec.data.sequence_length, console.print)
+    stream = TrainStream(TokenCorpus.load(spec.run_dir / "data" / "train.npz"), spec)
+    calibration, _ = stream.batch(0, CALIBRATION_WINDOWS * spec.data.sequence_length)
+    results = measure(model, heldout, spec.data.sequence_length, calibration, console.print)
+    documents, fast = load_heldout(data_dir), load_tokenizer(spec.checkpoint_dir)
+    for name, items in (("cloze", cloze_items(documents)), ("gloss", gloss_items(documents))):
+        score = accuracy(model, fast, [item.pairs for item in items], [item.label for item in items])
+        results[name] = {"accuracy": round(score, 4), "items": len(items), "chance": 0.25}
+        console.print(f"{name}: {100 * score:.1f} % of {len(items)}")
     results["training_tokens"] = training_tokens(spec.checkpoint_dir)
     results["chat"] = chat_samples(spec.checkpoint_dir, CHAT_QUESTIONS)
     write_json(spec.checkpoint_dir / "evaluation.json", results)

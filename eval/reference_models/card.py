@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eval.reference_models.export import ARCHITECTURES
+from eval.reference_models.gate import CALIBRATION_WINDOWS
+
 SOURCE_FILES = {
-    "wikitext": ["corpora/wikitext2_valid.txt"],
+    "wikitext": ["corpora/wikitext2_valid.txt", "corpora/wikitext2_test.txt"],
     "tinystories": ["corpora/tinystories_sample.txt"],
     "shakespeare": ["corpora/tinyshakespeare.txt"],
     "grimm": ["corpora/grimm_tales.txt"],
@@ -68,10 +71,53 @@ def _routing(evaluation: dict[str, Any]) -> str:
     return _table(["layer", "busiest expert / mean", "idlest / mean", "router entropy / uniform", "top-k mass"], rows)
 
 
+def _pruning(evaluation: dict[str, Any]) -> str:
+    rows = []
+    for row in evaluation["pruned_to_half"]:
+        low, high = row["change_percent_95"]
+        rows.append(
+            [str(row["experts"]), row["method"], f"{row['change_percent']:+.2f} %", f"{low:+.2f} to {high:+.2f} %"]
+        )
+    return _table(["experts kept", "chosen by", "change of held-out loss", "95 % interval, paired"], rows)
+
+
+def _choices(evaluation: dict[str, Any]) -> str:
+    names = {
+        "cloze": "cloze: the word that continues held-out text, among 4 of like frequency",
+        "gloss": "gloss: the words of a held-out WordNet gloss, among 4",
+    }
+    rows = [
+        [text, f"{100 * evaluation[name]['accuracy']:.1f} %", str(evaluation[name]["items"]), "25 %"]
+        for name, text in names.items()
+        if name in evaluation
+    ]
+    return _table(["task", "accuracy", "items", "chance"], rows)
+
+
+def _architecture(model: dict[str, Any]) -> str:
+    shared = f"{model['n_shared_experts']} shared expert" + ("s" if model["n_shared_experts"] > 1 else "")
+    if model["model_type"] == "deepseek_v3":
+        router = (
+            f"sigmoid router with bias correction, {model['topk_group']} of {model['n_group']} groups, renormalised"
+        )
+    else:
+        router = "softmax router without renormalisation"
+    scale = f"routed scaling factor {model['routed_scaling_factor']:g}"
+    return f"top-{model['num_experts_per_tok']}, {shared}, {router}, {scale}"
+
+
+def _balance(recipe: dict[str, Any]) -> str:
+    text = f"auxiliary balance loss with alpha {recipe['balance']['aux_loss_alpha']:g}"
+    if recipe["model"]["model_type"] == "deepseek_v3":
+        return f"balance by the router's bias, {recipe['balance']['bias_rate']:g} a step; {text}"
+    return text
+
+
 def card_text(training: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """README.md of one reference model."""
     recipe = training["recipe"]
     model, train = recipe["model"], recipe["train"]
+    family = model["model_type"].removeprefix("deepseek_").upper()
     chat = "\n".join(f"- {question} -> {answer.strip()}" for question, answer in evaluation["chat"].items())
     file = training["name"].replace("-", "_") + ".yaml"
     return f"""---
@@ -81,24 +127,24 @@ pipeline_tag: text-generation
 ---
 # {training["name"]}
 
-A small DeepSeek-V2 mixture-of-experts language model, trained from scratch on CPU as a reference for experiments with
-fewer activated experts. It exists so that expert skipping can be measured and demonstrated on any machine; it is not
-useful as an assistant.
+A small DeepSeek-{family} mixture-of-experts language model, trained from scratch on CPU as a reference for experiments
+with fewer activated experts. It exists so that expert skipping can be measured and demonstrated on any machine; it is
+not useful as an assistant.
 
 - Architecture: `{model["model_type"]}`, {training["parameters"] / 1e6:.1f} M parameters, hidden size
   {model["hidden_size"]}, {model["num_hidden_layers"]} layers ({model["first_k_dense_replace"]} dense),
   {model["n_routed_experts"]} routed experts of width {model["moe_intermediate_size"]},
-  top-{model["num_experts_per_tok"]}, {model["n_shared_experts"]} shared experts, softmax router without
-  renormalisation, multi-head latent attention.
-- Weights: bfloat16. Before rounding, logits differ from transformers' `DeepseekV2ForCausalLM` by at most
+  {_architecture(model)}, multi-head latent attention.
+- Weights: bfloat16. Before rounding, logits differ from transformers' `{ARCHITECTURES[model["model_type"]]}` by at most
   {training["logit_difference_from_hugging_face"]:.1e} (float32).
 - Training: {training["tokens"] / 1e6:.1f} M tokens in sequences of {recipe["data"]["sequence_length"]}, batches of
   {train["batch_tokens"]} tokens, Muon for the matrices and AdamW for the rest, warm-up / constant / linear decay over
-  the last {100 * train["decay_fraction"]:.0f} %; auxiliary balance loss with alpha
-  {recipe["balance"]["aux_loss_alpha"]:g}.
+  the last {100 * train["decay_fraction"]:.0f} %; {_balance(recipe)}.
 - Tokenizer: byte-level BPE of {model["vocab_size"]} tokens, trained on the training side of the mix.
 - Held-out text: **{evaluation["text_bpb"]:.3f} bits per byte** over {evaluation["text_bytes"] / 1e3:.0f} kB of whole
   articles, stories and chapters.
+
+{_choices(evaluation)}
 
 ![training curve](training_curve.png)
 
@@ -108,6 +154,13 @@ Held-out text with the same number of experts `na` in every layer, chosen by the
 Intervals: bootstrap over {evaluation["text_windows"]} windows, paired with na = {model["num_experts_per_tok"]}.
 
 {_experts(evaluation)}
+
+## Fewer experts in the model
+
+Held-out text with half of the experts of every layer hidden, without any retraining: those with the largest sum of
+router weights on {CALIBRATION_WINDOWS} training windows kept, or a random half.
+
+{_pruning(evaluation)}
 
 ## Routing on the held-out text
 

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 
 from eval.reference_models.balance import max_over_mean, router_entropy
 from eval.reference_models.data import TokenCorpus, heldout_windows
-from eval.reference_models.model import ReferenceModel, Router
+from eval.reference_models.gate import pruning_losses, relative_interval, verdict
+from eval.reference_models.model import ReferenceModel
 from eval.reference_models.sources import TEXT_SOURCES
-
-BOOTSTRAP_SAMPLES = 2000
 
 
 @torch.no_grad()
@@ -44,8 +43,8 @@ def quick_bits_per_byte(model: ReferenceModel, heldout: TokenCorpus, length: int
 
 @contextmanager
 def experts_per_token(model: ReferenceModel, n_activated: int) -> Iterator[None]:
-    """Let every router keep its `n_activated` best experts only; their weights stay as they are."""
-    routers = [module for module in model.modules() if isinstance(module, Router)]
+    """Let every router choose only `n_activated` experts, as the model does with that top-k."""
+    routers = model.routers
     before = [router.top_k for router in routers]
     for router, most in zip(routers, before, strict=True):
         if not 1 <= n_activated <= most:
@@ -58,15 +57,6 @@ def experts_per_token(model: ReferenceModel, n_activated: int) -> Iterator[None]
             router.top_k = most
 
 
-def relative_interval(nats: np.ndarray, base: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Relative change of summed loss in percent, with a 95 % paired bootstrap interval over windows."""
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(base), size=(BOOTSTRAP_SAMPLES, len(base)))
-    changes = nats[draws].sum(axis=1) / base[draws].sum(axis=1) - 1
-    low, high = np.percentile(changes, [2.5, 97.5])
-    return 100 * (nats.sum() / base.sum() - 1), 100 * float(low), 100 * float(high)
-
-
 @torch.no_grad()
 def routing_report(model: ReferenceModel, inputs: torch.Tensor, batch: int = 16) -> list[dict[str, float]]:
     """Per expert layer over (windows, length) inputs: load of the busiest and idlest expert, router decidedness."""
@@ -74,10 +64,8 @@ def routing_report(model: ReferenceModel, inputs: torch.Tensor, batch: int = 16)
     entropy: dict[int, list[float]] = {}
     mass: dict[int, list[float]] = {}
     for x in inputs.split(batch):
-        stats = model(x)[1]
-        for layer, (count, scores) in zip(
-            model.spec.moe_layers, zip(stats.counts, stats.scores, strict=True), strict=True
-        ):
+        for layer, routing in zip(model.spec.moe_layers, model(x)[1], strict=True):
+            count, scores = routing.counts, routing.probabilities
             counts[layer] = counts.get(layer, torch.zeros_like(count)) + count
             entropy.setdefault(layer, []).append(router_entropy(scores))
             mass.setdefault(layer, []).append(
@@ -96,9 +84,13 @@ def routing_report(model: ReferenceModel, inputs: torch.Tensor, batch: int = 16)
 
 
 def evaluate(
-    model: ReferenceModel, heldout: TokenCorpus, length: int, report: Callable[[str], None] = lambda message: None
+    model: ReferenceModel,
+    heldout: TokenCorpus,
+    length: int,
+    calibration: torch.Tensor,
+    report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """All held-out measurements of one model, ready for JSON.
+    """All held-out measurements of one model, ready for JSON; `calibration` are (windows, length) training tokens.
 
     Bits per byte: every source's documents (each with its begin and end token) are packed into windows of
     `length` tokens; each token is predicted once, within its window.
@@ -112,6 +104,10 @@ def evaluate(
     text_bytes = sum(data[source][1] for source in texts)
     base = np.concatenate([full[source] for source in texts])
     total = float(base.sum() / math.log(2) / text_bytes)
+
+    def text_losses() -> np.ndarray:
+        return np.concatenate([window_nats(model, *windows[source]).numpy() for source in texts])
+
     report(f"held-out text: {total:.4f} bits per byte")
     reduced = []
     most = model.spec.num_experts_per_tok
@@ -119,7 +115,7 @@ def evaluate(
         nats = base
         if n_activated < most:
             with experts_per_token(model, n_activated):
-                nats = np.concatenate([window_nats(model, *windows[source]).numpy() for source in texts])
+                nats = text_losses()
         change, low, high = relative_interval(nats, base)
         reduced.append(
             {
@@ -130,11 +126,16 @@ def evaluate(
             }
         )
         report(f"na={n_activated}: {change:+.2f} % [{low:+.2f}, {high:+.2f}]")
+    pruned = pruning_losses(model, calibration, base, text_losses)
+    for row in pruned:
+        report(f"{row['experts']} experts by {row['method']}: {row['change_percent']:+.2f} %")
     return {
         "text_bpb": round(total, 5),
         "text_bytes": text_bytes,
         "text_windows": len(base),
         "bpb": {source: round(value, 5) for source, value in bits.items()},
         "experts_per_token": reduced,
+        "pruned_to_half": pruned,
+        "gate": verdict(reduced, pruned),
         "routing": routing_report(model, torch.cat([windows[source][0] for source in texts])),
     }

@@ -16,7 +16,8 @@ from sglang_moe_opt.shapes import is_shape
 
 CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
 DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
-MINI_MODEL = "mini-v2"
+REFERENCE_MODELS = ("mini-v2", "mini-v3")
+"""Small trained checkpoints that come with the project; the first is served where nothing else is asked for."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +29,7 @@ def serve(
     context: typer.Context,
     model: Annotated[
         str, typer.Option(help="Folder, Hugging Face id, or shape:NAME@LAYERS. Default: the mini model of the project.")
-    ] = MINI_MODEL,
+    ] = REFERENCE_MODELS[0],
     config: Annotated[
         str | None, typer.Option(help="Policy file, or 'builtin' (default, unless SGLANG_MOE_OPT_CONFIG is set).")
     ] = None,
@@ -65,27 +66,27 @@ def resolve_model(model: str) -> str:
     """Folder or hub id of ``model``; writes a shape's checkpoint where it is asked for.
 
     Raises:
-        ValueError: the mini model is not part of this installation, or the shape is unknown.
+        ValueError: the reference model is not part of this installation, or the shape is unknown.
     """
     if is_shape(model):
         from sglang_moe_opt.shape_checkpoint import ensure_shape
 
         return str(ensure_shape(model))
-    if model == MINI_MODEL:
-        return str(mini_model())
+    if model in REFERENCE_MODELS:
+        return str(reference_model(model))
     if model.startswith((".", "/")) and not Path(model).is_dir():
         raise ValueError(f"--model: got {model!r}, allowed: a folder with a checkpoint, a hub id, or shape:NAME@LAYERS")
     return model
 
 
-def mini_model() -> Path:
-    """Folder of the mini model that comes with the project. Raises ValueError where it is missing."""
+def reference_model(name: str) -> Path:
+    """Folder of a reference model that comes with the project. Raises ValueError where it is missing."""
     import importlib.util
 
     spec = importlib.util.find_spec("eval.reference_models")
-    folder = Path(spec.origin).parent / "checkpoints" / MINI_MODEL if spec and spec.origin else None
+    folder = Path(spec.origin).parent / "checkpoints" / name if spec and spec.origin else None
     if folder is None or not (folder / "config.json").exists():
-        raise ValueError("--model: the mini model is not installed here; name a folder or a Hugging Face id")
+        raise ValueError(f"--model: {name} is not installed here; name a folder or a Hugging Face id")
     return folder
 
 

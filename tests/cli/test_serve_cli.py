@@ -82,7 +82,7 @@ def test_the_policy_is_a_whole_path(
 def test_the_mini_model_is_the_default(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "mini_model", lambda: Path(model))
+    monkeypatch.setattr(serve, "reference_model", lambda name: Path(model))
     assert model in dry_run(capsys)
 
 
