@@ -1,0 +1,132 @@
+"""report.html: one self-contained page that opens from a file, without network, in light and dark."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from eval.compare import SHAPES, Comparison
+from eval.outputs.html_tables import schedules_table, tasks_table
+from eval.outputs.notes import MEASURES, headlines, notes
+from eval.outputs.points import AXIS, FEW, points
+from eval.outputs.svg import NARROW, WIDE, legend_marker, plot
+from eval.results import write_atomically
+from eval.scores import Run
+from eval.statistics import Interval
+
+FILE = "report.html"
+HOW_TO_READ = (
+    "Every schedule answered the same items as full, so differences are taken item by item: what both get right or "
+    "wrong says nothing, and the error of a difference is much smaller than that of a score.",
+    "“No loss detectable above x”: with 95 % confidence the loss is at most x. It is not “no loss”.",
+    "“Loss of 2.1 ± 0.5”: the 95 % interval runs from 1.6 to 2.6. Hover over a verdict for the "
+    "smallest true difference that this comparison alone would have called significant four times out of five.",
+    "Points are percentage points of the score; bits per byte change in percent, where more is worse.",
+    "Single tasks are tested by McNemar's exact test; differences of averages and of bits per byte by their paired "
+    "standard error. Bootstrap intervals stand beside them in summary.json.",
+    "The average is the unweighted mean of the tasks, as in the paper.",
+    "Errors take items as independent. Pieces of one document are not quite: bits per byte may be less certain.",
+)
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    write_atomically(folder / FILE, page(comparison))
+    return [folder / FILE]
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page."""
+    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    title = f"Accuracy with fewer experts: {comparison.model}"
+    leads = "".join(f"<li>{escape(line)}</li>" for line in headlines(comparison))
+    known = [*notes(comparison), *HOW_TO_READ]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title><style>
+{style}</style></head><body><main>
+<h1>{escape(title)}</h1>
+<p class="soft">{escape(_about(comparison))}</p>
+{f'<ul class="headlines">{leads}</ul>' if leads else ""}
+{_legend(comparison)}
+<div class="plots">{_plots(comparison)}</div>
+<h2>Schedules</h2>
+{schedules_table(comparison)}
+<h2>Tasks</h2>
+<p class="soft">Score and change against {escape(comparison.baseline.label)}; coloured where the change stays
+significant after Holm's correction for {comparison.task_comparisons} comparisons. Hover for the verdict.</p>
+{tasks_table(comparison)}
+<h2>Before you quote a number</h2>
+<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in known)}</ul>
+<h2>What ran</h2>
+{"".join(_run(run) for run in comparison.runs)}
+</main><div id="tip" hidden></div><script>
+{script}</script></body></html>
+"""
+
+
+def _about(comparison: Comparison) -> str:
+    items = sum(task.items for task in comparison.tasks)
+    runs = f" in {len(comparison.runs)} runs" if len(comparison.runs) > 1 else ""
+    return (
+        f"{len(comparison.rows)} schedules, {len(comparison.tasks)} tasks, {items:,} items each{runs} · "
+        f"{comparison.runs[-1].manifest.created} · model fingerprint {comparison.fingerprint[:12]}"
+    )
+
+
+def _legend(comparison: Comparison) -> str:
+    present = {row.shape for row in comparison.rows}
+    entries = [f"<li>{legend_marker(shape)}{shape}</li>" for shape in SHAPES if shape in present]
+    entries.append(
+        '<li><svg class="key" viewBox="-7 -7 14 14"><circle class="ring" r="6"/></svg>'
+        f"{escape(comparison.baseline.label)}</li>"
+    )
+    entries.append('<li><svg class="key" viewBox="0 0 14 14"><path class="front" d="M0,7H14"/></svg>Pareto front</li>')
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def _plots(comparison: Comparison) -> str:
+    figures = []
+    for measure, name, _ in MEASURES:
+        found = points(comparison, measure)
+        if not found:
+            continue
+        noise = comparison.noise if measure == "average" else None
+        band = Interval(found[0].y - noise.band, found[0].y + noise.band) if noise and noise.band else None
+        low = measure == "bits_per_byte"
+        drawn = "".join(plot(found, AXIS[measure], size, band, front_is_low=low) for size in (WIDE, NARROW))
+        which = "" if len(found) <= FEW else " on the front; hover for the others"
+        caption = f"Bars: 95 % interval of the paired difference from {comparison.baseline.label}{which}."
+        caption += " Shaded: where repeats of one schedule fall." if band else ""
+        figures.append(
+            f"<figure><h2>{name.capitalize()} against mean na</h2>{drawn}"
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    return "".join(figures)
+
+
+def _run(run: Run) -> str:
+    manifest = run.manifest
+    hints = "<br>".join(f"{escape(s.label)}: <code>{escape(json.dumps(s.hint))}</code>" for s in manifest.schedules)
+    facts = {
+        "command": f"<code>{escape(shlex.join(manifest.command))}</code>",
+        "model": escape(manifest.model),
+        "fingerprint": f"<code>{escape(manifest.model_fingerprint)}</code>",
+        "endpoint": escape(manifest.url),
+        "git revision": escape(manifest.git_revision or "unknown"),
+        "versions": _pairs(manifest.versions),
+        "machine": _pairs(manifest.machine),
+        "seconds": f"{sum(manifest.seconds.values()):,.0f}",
+        "schedules": f"<details><summary>{len(manifest.schedules)} hints</summary>{hints}</details>",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
+    title = escape(f"{run.folder.name}, {manifest.created}")
+    return f"<details open><summary>{title}</summary><dl>{rows}</dl></details>"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return escape(", ".join(f"{name} {value}" for name, value in values.items()))

@@ -1,0 +1,129 @@
+"""Every format of a comparison, and that they are functions of the run's files alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from eval.compare import Comparison, compare
+from eval.outputs import console, write_all
+from eval.outputs.html import page
+from eval.outputs.json import summary
+from eval.outputs.notes import headlines, notes
+from eval.outputs.svg import ticks
+from eval.results import ResultsFolder
+from tests.eval.synthetic_run import FEW_SCHEDULES, TASKS, write_run
+
+FILES = {"summary.json", "summary.csv", "report.html", "accuracy_vs_mean_na.png", "bits_per_byte_vs_mean_na.png"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> ResultsFolder:
+    return write_run(tmp_path_factory.mktemp("run") / "mini", flips=0.005)
+
+
+@pytest.fixture(scope="module")
+def comparison(run: ResultsFolder) -> Comparison:
+    return compare([run.root])
+
+
+def test_files_are_complete_and_the_same_every_time(comparison: Comparison, tmp_path: Path) -> None:
+    written = write_all(comparison, tmp_path / "one")
+    assert {path.name for path in written} == FILES | {"per_task.png"}
+    write_all(comparison, tmp_path / "two")
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert min(image.size) > 300
+        else:
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_summary_json_has_what_a_table_needs(comparison: Comparison) -> None:
+    found = json.loads(json.dumps(summary(comparison), allow_nan=False))
+    assert (found["format"], found["version"]) == ("moe-opt-eval-summary", 1)
+    assert found["baseline"] == "full"
+    by_label = {schedule["label"]: schedule for schedule in found["schedules"]}
+    assert set(by_label) == set(FEW_SCHEDULES)
+    assert by_label["full"]["average"]["change"] is None
+    for name in ("average", "bits_per_byte"):
+        measured = by_label["na=2"][name]
+        assert measured["interval_95"][0] < measured["value"] < measured["interval_95"][1]
+        change = measured["change"]
+        assert change["interval_95"][0] <= change["value"] <= change["interval_95"][1]
+        assert change["verdict"].startswith("loss of")
+    assert set(by_label["na=2"]["tasks"]) == set(TASKS)
+    assert by_label["na=2"]["metrics"]["arc_easy"].keys() == {"acc"}
+    assert by_label["adaptive"]["mean_na_is_bound"]
+    assert found["runs"][0]["versions"]["sglang"] == "0.5.23"
+
+
+def test_summary_csv_has_a_line_per_schedule_and_measure(comparison: Comparison, tmp_path: Path) -> None:
+    write_all(comparison, tmp_path)
+    lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))
+    measures = {"average", *TASKS}
+    assert {(line["schedule"], line["measure"]) for line in lines} == {(s, m) for s in FEW_SCHEDULES for m in measures}
+    assert len(lines) == len(FEW_SCHEDULES) * len(measures)
+    found = next(line for line in lines if line["schedule"] == "na=1" and line["measure"] == "average")
+    assert float(found["low_95"]) < float(found["value"]) < float(found["high_95"])
+    assert found["verdict"].startswith("loss of")
+
+
+def test_the_terminal_shows_every_schedule_and_verdict(comparison: Comparison) -> None:
+    output = StringIO()
+    console.show(comparison, Console(file=output, width=160))
+    for label in FEW_SCHEDULES:
+        assert label in output.getvalue()
+    assert "loss of 15" in output.getvalue()
+    assert "≤ 6.00" in output.getvalue()
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(comparison: Comparison) -> None:
+    text = page(comparison)
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", text)
+    assert "mini-v2 &lt;test&gt;" in text
+    assert "mini-v2 <test>" not in text
+    assert "a CPU &amp; more" in text
+
+
+def test_headlines_name_the_cheapest_schedule(comparison: Comparison) -> None:
+    average, bits = headlines(comparison)
+    assert average.startswith("Less than 1 point of average score lost, with 95 % confidence: ")
+    assert bits.startswith(
+        "Less than 1 % of bits per byte lost, with 95 % confidence: na=4 (mean na 4 of 6): loss of 0.5"
+    )
+
+
+def test_notes_say_what_weakens_the_result(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", tasks=("rte", "bits_per_byte"))
+    manifest = folder.read_manifest()
+    cut = [task.model_copy(update={"total": 3000, "chance": 0.99 if task.chance else None}) for task in manifest.tasks]
+    folder.write_manifest(manifest.model_copy(update={"tasks": cut}))
+    folder.items_file("na=2", "rte").unlink()
+    text = "\n".join(notes(compare([folder.root])))
+    assert "Left out: na=2: a has no complete rte." in text
+    assert "not better than guessing on rte" in text
+    assert "The average is over 1 tasks (rte), not the paper's 6." in text
+    assert "rte 277 of 3000" in text
+    assert "Holm" in text
+    assert "upper bound" in text
+    assert "ran once" in text
+
+
+def test_one_schedule_alone_can_be_reported(tmp_path: Path) -> None:
+    comparison = compare([write_run(tmp_path / "a", {"full": "full"}, ("rte", "bits_per_byte")).root])
+    assert headlines(comparison) == []
+    assert {path.name for path in write_all(comparison, tmp_path / "out")} == FILES | {"per_task.png"}
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 6, 6) == [0, 1, 2, 3, 4, 5, 6]
+    assert ticks(1.534, 1.583, 5) == pytest.approx([1.54, 1.55, 1.56, 1.57, 1.58])
+    assert ticks(5, 5, 4)
