@@ -222,6 +222,8 @@ class Servers:
         # The gauge of running requests moves only when a decode step is logged.
         extra = ["--port", str(port), "--dtype", kind.dtype, "--decode-log-interval", "1", *kind.args]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
+        # Small models gain nothing from a second thread, and lose most of their speed where another process needs it.
+        env.setdefault("OMP_NUM_THREADS", "1")
         if kind.policy:
             command = ["-m", "sglang_moe_opt.cli.main", "serve", "--model", str(model), "--config", str(policy), *extra]
         else:
