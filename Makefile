@@ -10,6 +10,14 @@ PORT ?= 30000
 CONFIG ?=
 PYTEST_ARGS ?=
 UPGRADE ?=
+URL ?=
+PROFILES ?=
+GRID ?=
+TASKS ?=
+DATA ?= $(or $(SGLANG_MOE_OPT_DATA),$(wildcard ../shared/data))
+LIMIT ?=
+OUT ?=
+RESUME ?=
 
 bin := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 
@@ -50,17 +58,20 @@ demo: ## not there yet
 loadtest: ## not there yet
 	@$(not_yet)
 
-eval: ## not there yet
-	@$(not_yet)
+eval: install ## accuracy through an endpoint: URL= or MODEL=, PROFILES= GRID= TASKS= DATA= LIMIT= OUT= RESUME=1
+	@"$(bin)/moe-opt" eval $(if $(URL),--url "$(URL)",--model "$(MODEL)") $(eval_options) \
+		$(if $(PROFILES),--profiles '$(PROFILES)',$(if $(GRID),,--profiles full,balanced,fast)) \
+		$(if $(GRID),--grid "$(GRID)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(RESUME),--resume)
 
 bench: ## not there yet
 	@$(not_yet)
 
-reproduce: ## not there yet
-	@$(not_yet)
+reproduce: install ## the paper's accuracy study on MODEL=, reduced for the mini models: URL= DATA= LIMIT= OUT=
+	@"$(bin)/python" -m eval.reproduce --model "$(MODEL)" $(if $(URL),--url "$(URL)") $(eval_options)
 
 clean: ## remove caches and build products (not the environment)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
 
+eval_options = $(if $(DATA),--data-dir "$(DATA)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out "$(OUT)")
 not_yet = echo "make $@: not there yet in this version" >&2; exit 1

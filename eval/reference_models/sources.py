@@ -88,7 +88,13 @@ def text_groups(data_dir: Path) -> dict[str, list[list[str]]]:
         return [[text] for text in texts]
 
     corpora = {
-        "wikitext": single(_split_before(_read(data_dir, "corpora/wikitext2_valid.txt"), r" = [^=\n]+ = *\n")),
+        "wikitext": single(
+            [
+                article
+                for part in ("valid", "test")
+                for article in _split_before(_read(data_dir, f"corpora/wikitext2_{part}.txt"), r" = [^=\n]+ = *\n")
+            ]
+        ),
         "tinystories": single(_stories(_read(data_dir, "corpora/tinystories_sample.txt"))),
         "shakespeare": single(_blocks(_read(data_dir, "corpora/tinyshakespeare.txt"), 20_000)),
         "grimm": single(_split_before(_read(data_dir, "corpora/grimm_tales.txt"), r"[A-Z][A-Z ,’'-]{5,}\n")),
@@ -171,26 +177,43 @@ def _facts(data_dir: Path) -> list[str]:
     return ["\n".join(facts[start : start + 4]) for start in range(0, len(facts), 4)]
 
 
-def load_documents(data_dir: Path, spec: DataSpec) -> tuple[list[Document], list[Document]]:
-    """Training and held-out documents, in a fixed order; the two sides share no article, chapter or gloss.
+def _gloss_lines(data_dir: Path, spec: DataSpec) -> tuple[list[str], list[str]]:
+    """WordNet's lines "words: gloss": those to train on, and the held-out ones."""
+    lines = _read(data_dir, "corpora/wordnet_glosses.txt").splitlines()
+    step = spec.holdout_every_gloss
+    held_out = lines[step // 2 :: step]
+    held_set = set(held_out)
+    return [line for line in lines if line not in held_set], held_out
 
-    Training documents that contain a benchmark validation or test item are dropped.
-    """
+
+def _split_texts(data_dir: Path, spec: DataSpec) -> tuple[list[Document], list[Document]]:
+    """Documents of the text corpora: those to train on, and the held-out ones."""
     train: list[Document] = []
     heldout: list[Document] = []
     for source, groups in text_groups(data_dir).items():
         for index, group in enumerate(groups):
             side = heldout if index % spec.holdout_every == spec.holdout_every // 2 else train
             side.extend(Document(source, text) for text in group)
-    lines = _read(data_dir, "corpora/wordnet_glosses.txt").splitlines()
-    step = spec.holdout_every_gloss
-    held_lines = set(lines[step // 2 :: step])
-    heldout += [Document("gloss", line) for line in lines[step // 2 :: step]]
-    train += _glosses([line for line in lines if line not in held_lines], random.Random(0))
+    return train, heldout
+
+
+def heldout_documents(data_dir: Path, spec: DataSpec) -> list[Document]:
+    """The held-out side of `load_documents`, without the seconds that the training side takes."""
+    glosses = _gloss_lines(data_dir, spec)[1]
+    return [*_split_texts(data_dir, spec)[1], *(Document("gloss", line) for line in glosses)]
+
+
+def load_documents(data_dir: Path, spec: DataSpec) -> tuple[list[Document], list[Document]]:
+    """Training and held-out documents, in a fixed order; the two sides share no article, chapter or gloss.
+
+    Training documents that contain a benchmark validation or test item are dropped.
+    """
+    train, _ = _split_texts(data_dir, spec)
+    train += _glosses(_gloss_lines(data_dir, spec)[0], random.Random(0))
     items = HeldOutItems.load(data_dir)
     for name, file, render in QA_SOURCES:
         for row in read_jsonl(data_dir / file):
             if not items.equals(_question(row)):
                 train += render(row, name)
     train += [Document("facts", text) for text in _facts(data_dir)]
-    return [document for document in train if not items.contaminates(document.text)], heldout
+    return [document for document in train if not items.contaminates(document.text)], heldout_documents(data_dir, spec)

@@ -1,0 +1,148 @@
+"""What a running server says about itself: model, context length, number format, policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from eval.endpoint import EndpointError
+from sglang_moe_opt.fields import FieldError
+from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.policy import Policy
+
+_HASHED_BYTES = 2 << 30
+"""Weights up to this size enter the fingerprint byte for byte; of larger ones only names and sizes do."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A server and its model.
+
+    Attributes:
+        url: of the server, without a path.
+        name: what requests call the model.
+        path: folder or hub id of the checkpoint, as the server sees it.
+        tokenizer: folder or hub id of its tokenizer.
+        dtype: the server's --dtype, `auto` being the checkpoint's own.
+        context: tokens of prompt and answer together.
+        config: the checkpoint's config.json.
+        policy_source: the policy the server was started with: `builtin` or a path; None where it does not say.
+    """
+
+    url: str
+    name: str
+    path: str
+    tokenizer: str
+    dtype: str
+    context: int
+    config: dict[str, Any]
+    policy_source: str | None
+
+    @property
+    def shape(self) -> MoEShape:
+        return MoEShape.from_config(self.config)
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint's folder where this machine can read it."""
+        folder = Path(self.path)
+        return folder if (folder / "config.json").exists() else None
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits over config.json and, where they can be read, the weights."""
+        state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        files = sorted(self.folder.glob("*.safetensors*")) if self.folder else []
+        whole = sum(file.stat().st_size for file in files) <= _HASHED_BYTES
+        for file in files:
+            state.update(f"{file.name} {file.stat().st_size}".encode())
+            if whole:
+                state.update(hashlib.sha256(file.read_bytes()).digest())
+        return state.hexdigest()[:32]
+
+    def policy(self, file: Path | None = None) -> Policy:
+        """The policy in `file`, else the one the server was started with, else the built-in one. Raises PolicyError."""
+        source = str(file) if file is not None else self.policy_source
+        return Policy.builtin() if source in (None, "builtin") else Policy.load(str(source))
+
+
+def connect(url: str, model: str | None = None) -> ServedModel:
+    """Ask a server what it serves.
+
+    Args:
+        url: such as http://localhost:30000.
+        model: folder or hub id to read config.json and the tokenizer from, where the server's own path is not readable.
+
+    Raises:
+        FieldError: the URL is none.
+        EndpointError: nothing answers there, or it is no SGLang server.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise FieldError("--url", url, "a URL such as http://localhost:30000")
+    url = url.rstrip("/").removesuffix("/v1")
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        info = _get(client, "/model_info")
+        models = _get(client, "/v1/models")
+        server = _get(client, "/server_info")
+    try:
+        path = info["model_path"]
+        card = models["data"][0]
+        name, context, dtype = card["id"], int(card["max_model_len"]), server["dtype"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise EndpointError(f"{url}: not an SGLang server: no {error} in what it says of its model") from None
+    return ServedModel(
+        url=url,
+        name=name,
+        path=path,
+        tokenizer=model or info.get("tokenizer_path") or path,
+        dtype=str(dtype),
+        context=context,
+        config=read_model_config(model or path),
+        policy_source=_flag(server.get("launch_command") or "", "--moe-opt-config"),
+    )
+
+
+def _get(client: httpx.Client, path: str) -> Any:
+    try:
+        response = client.get(path)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EndpointError(f"{client.base_url}: cannot be reached ({error}); is a server running there?") from None
+    if response.status_code != 200:
+        raise EndpointError(f"{client.base_url}: {path} answered HTTP {response.status_code}: not an SGLang server?")
+    try:
+        return response.json()
+    except ValueError:
+        raise EndpointError(f"{client.base_url}: {path} did not answer in JSON: not an SGLang server?") from None
+
+
+def read_model_config(model: str) -> dict[str, Any]:
+    """config.json of a folder or of a hub id. Raises ValueError."""
+    file = Path(model) / "config.json"
+    if not file.exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(model, "config.json"))
+        except (OSError, ValueError):  # not there, not reachable, or no hub id at all
+            raise FieldError(
+                "--model", model, "a readable checkpoint folder or hub id, for config and tokenizer"
+            ) from None
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+def _flag(command: str, flag: str) -> str | None:
+    """The value of a flag in a command line."""
+    words = shlex.split(command)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

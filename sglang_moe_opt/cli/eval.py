@@ -1,0 +1,133 @@
+"""`moe-opt eval`: accuracy through a served endpoint, schedule by schedule, item by item."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sglang_moe_opt.cli.serve import check_policy, has_accelerator, resolve_model
+from sglang_moe_opt.schedule import FULL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from eval.runner import Request
+    from eval.schedules import Labelled
+
+DATA_ENV = "SGLANG_MOE_OPT_DATA"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    url: Annotated[
+        str | None, typer.Option(help="A running server. Without it one is started for --model, and stopped.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to serve; with --url: where config and tokenizer are, if not at the server's path."),
+    ] = None,
+    profiles: Annotated[
+        str | None, typer.Option(help='Schedules: full,fast,na=3,schedule=[6,4,2,5],{"min_ratio": 0.2}.')
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="YAML file of schedules, or the name of a shipped one.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or the groups six, heldout, all. Default: all there is data for.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(envvar=DATA_ENV, help="Local data, TASK/SPLIT.jsonl. Default: Hugging Face hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder. Default: results/eval-TIME.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out; nothing is asked twice.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="HTTP requests at a time.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts in one HTTP request, at most.")] = 64,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds after which a silent server is given up.")] = 60,
+    config: Annotated[Path | None, typer.Option(help="The server's policy file.")] = None,
+    dtype: Annotated[str, typer.Option(help="Number format of a server started here.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Score a model under several skip schedules with lm-eval's tasks, through its endpoint.
+
+    `full` is always among the schedules: everything is compared with it.
+    """
+    if resume and out is None:
+        raise ValueError("--resume: say with --out DIR which run to go on with")
+    if url is None and model is None:
+        raise ValueError("--url or --model: one of them says what to evaluate")
+
+    from eval.catalog import ALL, SIX, parse_tasks
+    from eval.endpoint import Limits
+    from eval.runner import Request
+
+    request = Request(
+        schedules=_schedules(profiles, grid),
+        tasks=parse_tasks(tasks) if tasks else ALL if data_dir else SIX,
+        out=out or Path("results") / f"eval-{datetime.now():%Y%m%d-%H%M%S}",
+        data_dir=data_dir,
+        limit=limit,
+        resume=resume,
+        model=model if url else None,
+        config=config,
+        limits=Limits(concurrency=concurrency, batch_prompts=batch, patience_s=patience),
+        command=("moe-opt", *sys.argv[1:]),
+    )
+    request.check()
+    try:
+        _run(request, url, model, dtype, as_json)
+    except KeyboardInterrupt:
+        typer.echo(f"moe-opt: interrupted; what was answered is in {request.out}: finish with --resume", err=True)
+        raise typer.Exit(130) from None
+
+
+def _run(request: Request, url: str | None, model: str | None, dtype: str, as_json: bool) -> None:
+    from rich.console import Console
+
+    from eval.runner import evaluate as run
+    from sglang_moe_opt.cli.report import report
+
+    console = Console(stderr=True)
+    with nullcontext(url) if url else _own_server(str(model), dtype, request.config, console) as address:
+        run(str(address), request, console)
+    report([request.out], None, as_json)
+
+
+def _schedules(profiles: str | None, grid: str | None) -> list[Labelled]:
+    """What the command line names, `full` first where it is not among them. Raises FieldError."""
+    from eval.schedules import Grid, Labelled, parse_profiles
+
+    wanted = parse_profiles(profiles) if profiles else []
+    if grid:
+        named = {one.label for one in wanted}
+        wanted += [one for one in Grid.load(grid).labelled() if one.label not in named]
+    if not any(one.label == FULL for one in wanted):
+        wanted.insert(0, Labelled(FULL, FULL))
+    return wanted
+
+
+@contextmanager
+def _own_server(model: str, dtype: str, config: Path | None, console: Console) -> Iterator[str]:
+    """A server for this run alone; its URL."""
+    from loadtest.servers import server
+
+    path = resolve_model(model)
+    policy = str(config.resolve()) if config else "builtin"
+    check_policy(path, policy, None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    extra = ["--dtype", dtype]
+    with ExitStack() as stack:
+        with console.status(f"starting a server for {model}"):
+            url = stack.enter_context(server(path, on_cpu=not has_accelerator(), policy=policy, port=port, extra=extra))
+        yield url

@@ -1,0 +1,151 @@
+"""`moe-opt eval` against a real server: lm-eval's own numbers to the item, and runs that are cut off and finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import MINI_V2, Server, Servers, needs_text
+
+from eval.results import Item, ResultsFolder
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.data]
+
+TASKS = ("rte", "arc_easy", "winogrande")
+STOCK = {
+    "rte": ("glue/rte/default.yaml", "validation"),
+    "arc_easy": ("arc/arc_easy.yaml", "test"),
+    "winogrande": ("winogrande/default.yaml", "validation"),
+}
+CUT_TASKS = ("cloze", "bits_per_byte", "next_word")
+LIMIT = 12
+NEAR = 2e-4
+"""fp32, nats summed over a continuation: batches of another composition round differently."""
+
+
+@pytest.fixture
+def mini(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    server = servers.get(request.param)
+    needs_text(server)
+    return server
+
+
+on_mini = pytest.mark.parametrize("mini", [MINI_V2], indirect=True)
+"""As a parameter, so that these tests run beside the others of that server."""
+
+
+def command(url: str, data: Path, out: Path, *options: str) -> list[str]:
+    tool = [sys.executable, "-m", "sglang_moe_opt.cli.main", "eval", "--url", url, "--data-dir", str(data)]
+    return [*tool, "--out", str(out), *options]
+
+
+def run(url: str, data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(url, data, out, *options), capture_output=True, text=True, timeout=900)
+
+
+def assert_close(ours: list[Item], theirs: list[Item]) -> None:
+    """Two lists of items say the same, log-likelihoods up to rounding."""
+    assert [item.id for item in ours] == [item.id for item in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.loglikelihoods == pytest.approx(other.loglikelihoods, abs=NEAR)
+        assert (one.acc, one.acc_norm, one.answer) == (other.acc, other.acc_norm, other.answer)
+
+
+@on_mini
+def test_full_gives_what_stock_lm_eval_gives(mini: Server, data_folder: Path, tmp_path: Path) -> None:
+    done = run(mini.url, data_folder, tmp_path / "run", "--profiles", "full,na=1", "--tasks", ",".join(TASKS),
+               "--limit", str(LIMIT), "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary
+    folder = ResultsFolder(tmp_path / "run")
+    stock = _stock(mini, data_folder)
+    for task in TASKS:
+        items = folder.read_items("full", task)
+        assert len(items) == LIMIT
+        for item, sample in zip(items, stock[task], strict=True):
+            assert item.id == sample["doc_id"]
+            assert item.loglikelihoods == pytest.approx([answer[0] for answer in sample["filtered_resps"]], abs=NEAR)
+            assert item.acc == sample["acc"]
+            assert item.acc_norm == sample.get("acc_norm")
+        reduced = folder.read_items("na=1", task)
+        assert all(a.loglikelihoods != b.loglikelihoods for a, b in zip(items, reduced, strict=True))
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def _stock(server: Server, data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Samples of lm-eval's own tasks with its own `local-completions`."""
+    import lm_eval
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    configs = []
+    for task, (yaml, split) in STOCK.items():
+        config = load_yaml(Path(lm_eval.tasks.__file__).parent / yaml, resolve_func=True, recursive=True)
+        for key in ("dataset_name", "training_split", "validation_split", "test_split", "tag"):
+            config.pop(key, None)
+        files = {split: str(data / task / f"{split}.jsonl")}
+        configs.append(config | {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": split})
+    options = {
+        "model": str(server.model),
+        "tokenizer": str(server.model),
+        "base_url": f"{server.url}/v1/completions",
+        "tokenizer_backend": "huggingface",
+        "num_concurrent": 4,
+        "max_length": 2048,
+    }
+    result = lm_eval.simple_evaluate("local-completions", options, tasks=configs, limit=LIMIT, bootstrap_iters=0)
+    samples: dict[str, list[dict[str, Any]]] = result["samples"]
+    return samples
+
+
+@on_mini
+def test_a_run_cut_off_is_finished_with_the_same_numbers(mini: Server, data_folder: Path, tmp_path: Path) -> None:
+    options = ("--profiles", "full,fast", "--tasks", ",".join(CUT_TASKS), "--limit", "40")
+    options = (*options, "--batch", "4", "--concurrency", "1")
+    whole = ResultsFolder(tmp_path / "whole")
+    done = run(mini.url, data_folder, whole.root, *options)
+    assert done.returncode == 0, done.stderr
+    for ending, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        cut = ResultsFolder(tmp_path / ending.name)
+        returned, errors = _cut_off(command(mini.url, data_folder, cut.root, *options), cut, ending)
+        assert returned == code
+        if ending is signal.SIGINT:
+            last = errors.strip().splitlines()[-1]
+            assert "interrupted" in last
+            assert str(cut.root) in last
+            assert "Traceback" not in errors
+        assert not cut.has_items("fast", CUT_TASKS[-1])
+        done = run(mini.url, data_folder, cut.root, *options, "--resume")
+        assert done.returncode == 0, done.stderr
+        for schedule in ("full", "fast"):
+            for task in CUT_TASKS:
+                assert_close(cut.read_items(schedule, task), whole.read_items(schedule, task))
+
+
+def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> tuple[int, str]:
+    """Start a run and end it while the second schedule is under way; exit code and what it said."""
+    process = subprocess.Popen(tool, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    partial = folder.partial_file("fast", CUT_TASKS[0])
+    deadline = time.monotonic() + 600
+    while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, ending)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def test_a_wrong_url_is_one_clear_line(data_folder: Path, tmp_path: Path) -> None:
+    done = run("http://127.0.0.1:9", data_folder, tmp_path / "run", "--tasks", "rte")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("moe-opt: error: http://127.0.0.1:9: cannot be reached")
+    assert not (tmp_path / "run" / "manifest.json").exists()
