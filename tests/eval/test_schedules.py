@@ -106,12 +106,12 @@ def test_mini_grids_compare_shapes_at_one_mean() -> None:
         ("a: [", "YAML"),
     ],
 )
-def test_a_broken_grid_is_named(tmp_path: Path, content: str, complaint: str) -> None:
-    file = tmp_path / "grid.yaml"
-    file.write_text(content)
+def test_a_broken_grid_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, complaint: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("grid.yaml").write_text(content)
     with pytest.raises(FieldError, match=complaint) as caught:
-        Grid.load(str(file))
-    assert str(file) in str(caught.value)
+        Grid.load("grid.yaml")
+    assert "grid.yaml" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
