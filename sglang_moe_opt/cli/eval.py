@@ -127,7 +127,7 @@ def _own_server(model: str, dtype: str, config: Path | None, console: Console) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Threads that spin while they wait lose a small model's steps to whatever else runs here: 15 to 40 times slower
+    # Threads that spin while they wait lose a small model's steps to whatever else runs here: up to 40 times slower
     # beside one busy process on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     extra = ["--dtype", dtype]
