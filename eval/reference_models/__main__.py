@@ -1,4 +1,4 @@
-"""Command line: `python -m eval.reference_models tokenizer|train|export|evaluate|card --recipe mini_v2.yaml`."""
+"""Command line: `python -m eval.reference_models COMMAND --recipe mini_v2.yaml`; the commands are the steps."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def train(
 
 
 @app.command()
+def handover(recipe: RecipeOption = Path("mini_v2.yaml")) -> None:
+    """Write an unfinished run in a form that can be committed; `train` continues it on a machine without the run."""
+    from eval.reference_models.handover import pack
+
+    spec = Recipe.load(recipe)
+    tokens = pack(spec.run_dir, spec.unfinished_dir)
+    console.print(f"{spec.unfinished_dir}: {tokens:,} tokens")
+
+
+@app.command()
 def export(
     recipe: RecipeOption = Path("mini_v2.yaml"),
     data_dir: DataOption = DEFAULT_DATA_DIR,
@@ -86,8 +96,8 @@ def export(
     from eval.reference_models.checkpoint import Checkpoint
     from eval.reference_models.data import TokenCorpus, heldout_windows
     from eval.reference_models.export import PARITY_LIMIT, licences, parity, training_summary, write_json, write_model
+    from eval.reference_models.handover import LOG_NAME
     from eval.reference_models.tokenizer import load_tokenizer
-    from eval.reference_models.train import LOG_NAME
 
     spec = Recipe.load(recipe)
     checkpoint = Checkpoint.load(spec.run_dir)

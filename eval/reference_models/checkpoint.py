@@ -16,7 +16,7 @@ class Checkpoint:
     tokens: int
     recipe: dict[str, Any]
     model: dict[str, torch.Tensor]
-    optimizers: dict[str, Any]
+    optimizers: dict[str, Any] | None
 
     def save(self, run_dir: Path) -> Path:
         """Write `checkpoint.pt`; the one before is kept as `checkpoint.previous.pt`."""

@@ -169,6 +169,11 @@ class Recipe(_Frozen):
         return PACKAGE_DIR / "runs" / self.name
 
     @property
+    def unfinished_dir(self) -> Path:
+        """A run that another machine may continue, committed until the model is finished."""
+        return PACKAGE_DIR / "unfinished" / self.name
+
+    @property
     def checkpoint_dir(self) -> Path:
         """The exported, committed model."""
         return PACKAGE_DIR / "checkpoints" / self.name

@@ -17,12 +17,11 @@ from eval.reference_models.balance import balance_loss, max_over_mean
 from eval.reference_models.checkpoint import Checkpoint
 from eval.reference_models.data import TokenCorpus, TrainStream
 from eval.reference_models.evaluate import quick_bits_per_byte
+from eval.reference_models.handover import LOG_NAME, unpack
 from eval.reference_models.model import ReferenceModel
 from eval.reference_models.optim import Optimizers, learning_rate_scale
 from eval.reference_models.recipe import Recipe
 from eval.reference_models.router import SigmoidRouter
-
-LOG_NAME = "log.jsonl"
 
 
 class Run:
@@ -39,11 +38,12 @@ class Run:
                 layer.compile(dynamic=False)
         self.optimizers = Optimizers(self.model, recipe.optim)
         self.tokens = 0
-        checkpoint = Checkpoint.load(run_dir)
+        checkpoint = Checkpoint.load(run_dir) or unpack(recipe.unfinished_dir, run_dir)
         if checkpoint is not None:
             self._check_same_model(checkpoint)
             self.model.load_state_dict(checkpoint.model)
-            self.optimizers.load_state_dict(checkpoint.optimizers)
+            if checkpoint.optimizers is not None:
+                self.optimizers.load_state_dict(checkpoint.optimizers)
             self.tokens = checkpoint.tokens
         self._trim_log()
 

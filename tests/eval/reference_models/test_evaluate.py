@@ -14,10 +14,11 @@ from eval.reference_models.data import TokenCorpus, heldout_windows
 from eval.reference_models.evaluate import evaluate, experts_per_token
 from eval.reference_models.export import training_summary, write_json
 from eval.reference_models.gate import best_half, only_experts, relative_interval, soft_counts, verdict
+from eval.reference_models.handover import LOG_NAME
 from eval.reference_models.model import ReferenceModel
 from eval.reference_models.recipe import Recipe
 from eval.reference_models.router import SigmoidRouter
-from eval.reference_models.train import LOG_NAME, train
+from eval.reference_models.train import train
 
 CALIBRATION = torch.randint(3, 300, (4, 16), generator=torch.Generator().manual_seed(5))
 

@@ -8,8 +8,9 @@ import torch
 
 from eval.reference_models.checkpoint import Checkpoint
 from eval.reference_models.data import TokenCorpus, TrainStream
+from eval.reference_models.handover import LOG_NAME, pack
 from eval.reference_models.recipe import Recipe
-from eval.reference_models.train import LOG_NAME, train
+from eval.reference_models.train import train
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -71,3 +72,17 @@ def test_stream_is_a_function_of_position(tiny_recipe: Recipe, corpus: TokenCorp
     inputs, targets = other.batch(128, 64)
     assert inputs.flatten().tolist() == whole[128:192].tolist()
     assert targets.flatten().tolist() == whole[129:193].tolist()
+
+
+def test_an_unfinished_run_continues_on_another_machine(
+    any_recipe: Recipe, corpus: TokenCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = train(any_recipe, tmp_path / "here", corpus, stop_at=320)
+    assert pack(tmp_path / "here", tmp_path / "committed") == 320
+    monkeypatch.setattr(Recipe, "unfinished_dir", tmp_path / "committed")
+    there = train(any_recipe, tmp_path / "there", corpus, stop_at=320)
+    for name, value in here.model.state_dict().items():
+        torch.testing.assert_close(there.model.state_dict()[name], value, rtol=2**-8, atol=0)
+    finished = train(any_recipe, tmp_path / "there", corpus)
+    assert finished.tokens == 640
+    assert [row["tokens"] for row in rows(tmp_path / "there")] == list(range(64, 641, 64))
