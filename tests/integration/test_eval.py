@@ -132,7 +132,9 @@ def test_a_run_cut_off_is_finished_with_the_same_numbers(mini: Server, data_fold
 
 def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> tuple[int, str]:
     """Start a run and end it while the second schedule is under way; exit code and what it said."""
-    process = subprocess.Popen(tool, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        tool, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
     partial = folder.partial_file("fast", CUT_TASKS[0])
     deadline = time.monotonic() + 600
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
@@ -141,6 +143,11 @@ def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> 
     os.kill(process.pid, ending)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
+
+
+def _hear_interrupts() -> None:
+    """A shell starts what it puts in the background with SIGINT ignored, and so would be all that the tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_wrong_url_is_one_clear_line(data_folder: Path, tmp_path: Path) -> None:
