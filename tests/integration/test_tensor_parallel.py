@@ -7,12 +7,9 @@ import random
 from dataclasses import replace
 
 import pytest
-from server import V2, V3, Kind, Servers, StartError
+from server import V2, V3, Kind, Servers
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-
-NO_CPU_RANKS = "Expected a cuda device, but got: cpu"
-"""What the second rank ends with: the process groups of this build are made for CUDA devices."""
 
 HINTS = ("full", "fast", {"na": 1}, {"min_ratio": 0.5}, {"prefill": "full", "decode": {"na": 1}})
 
@@ -32,11 +29,5 @@ def test_two_ranks_give_the_tokens_of_one(servers: Servers, one: Kind, kind: Kin
     single = servers.get(one)
     expected = [single.tokens(ids, hint, new_tokens=24) for ids, hint in work]
 
-    try:
-        two = servers.get(kind)
-    except StartError as error:
-        if NO_CPU_RANKS in str(error):
-            pytest.xfail(f"SGLang 0.5.23 has no tensor parallelism on a plain CPU: {NO_CPU_RANKS}")
-        raise
-
+    two = servers.get(kind)
     assert [two.tokens(ids, hint, new_tokens=24) for ids, hint in work] == expected

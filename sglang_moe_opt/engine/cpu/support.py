@@ -55,6 +55,12 @@ def _absorbed_mla(attn: Any, forward_batch: Any) -> Any:
     return AttnForwardMethod.MLA
 
 
+def _plain_group(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tensor-parallel ranks talk through gloo: the other communicators are made for CUDA devices."""
+    cuda_only = ("use_pynccl", "use_custom_allreduce", "use_mscclpp", "use_torch_symm_mem_allreduce")
+    return args, {**kwargs, **dict.fromkeys(cuda_only, False)}
+
+
 def register_cpu_hooks() -> None:
     """Register the CPU hooks; call only where :func:`is_plain_cpu` holds."""
     from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
@@ -64,4 +70,7 @@ def register_cpu_hooks() -> None:
         "sglang.srt.layers.rotary_embedding.base.RotaryEmbedding.__init__", _rotary_init, HookType.AROUND
     )
     HookRegistry.register("sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper", _rope_wrapper, HookType.AROUND)
+    HookRegistry.register(
+        "sglang.srt.distributed.parallel_state.init_model_parallel_group", _plain_group, HookType.BEFORE
+    )
     AttentionBackendRegistry.register("torch_native", _absorbed_mla)

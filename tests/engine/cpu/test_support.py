@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -85,6 +86,18 @@ def test_the_hooks_and_the_attention_path_are_registered(monkeypatch: pytest.Mon
     assert set(HookRegistry._hooks) == {
         "sglang.srt.layers.rotary_embedding.base.RotaryEmbedding.__init__",
         "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper",
+        "sglang.srt.distributed.parallel_state.init_model_parallel_group",
     }
     handler = handlers.AttentionBackendRegistry.get_handler("torch_native")
     assert handler(None, None) == methods.AttnForwardMethod.MLA
+
+
+def test_ranks_get_no_communicator_made_for_cuda() -> None:
+    state = pytest.importorskip("sglang.srt.distributed.parallel_state")
+    given = {"group_ranks": [[0, 1]], "use_pynccl": True, "group_name": "tp"}
+    args, kwargs = support._plain_group(1, **given)
+    assert args == (1,)
+    assert kwargs["group_name"] == "tp"
+    switches = {name for name, value in kwargs.items() if value is False}
+    assert switches == {"use_pynccl", "use_custom_allreduce", "use_mscclpp", "use_torch_symm_mem_allreduce"}
+    assert switches <= set(inspect.signature(state.init_model_parallel_group).parameters)
