@@ -125,11 +125,11 @@ def evaluate(recipe: RecipeOption = Path("mini_v2.yaml"), data_dir: DataOption =
     from eval.reference_models.choices import accuracy
     from eval.reference_models.data import TokenCorpus, TrainStream
     from eval.reference_models.evaluate import evaluate as measure
-    from eval.reference_models.export import chat_samples, load_exported, training_tokens, write_json
+    from eval.reference_models.export import chat_samples, load_exported, trained_recipe, training_tokens, write_json
     from eval.reference_models.gate import CALIBRATION_WINDOWS
     from eval.reference_models.tokenizer import load_tokenizer
 
-    spec = Recipe.load(recipe)
+    spec = trained_recipe(Recipe.load(recipe).checkpoint_dir)
     torch.set_num_threads(spec.train.threads)
     model = load_exported(spec.checkpoint_dir, spec.model, torch.bfloat16)
     heldout = TokenCorpus.load(spec.run_dir / "data" / "heldout.npz")

@@ -201,7 +201,7 @@ python -m eval.reference_models evaluate --recipe {file}
 python -m eval.reference_models card --recipe {file}
 ```
 
-Numbers: `training.json`, `evaluation.json`.
+Numbers: `training.json`, which holds the recipe of these very weights, and `evaluation.json`.
 """
 
 

@@ -202,6 +202,11 @@ def training_summary(
     }
 
 
+def trained_recipe(directory: Path) -> Recipe:
+    """The recipe that the exported checkpoint was trained with; the shipped file may have moved on since."""
+    return Recipe.model_validate(json.loads((directory / "training.json").read_text(encoding="utf-8"))["recipe"])
+
+
 def training_tokens(directory: Path) -> int:
     """How many tokens the exported checkpoint had seen."""
     tokens: int = json.loads((directory / "training.json").read_text(encoding="utf-8"))["tokens"]

@@ -1,5 +1,6 @@
 """The exported folder is the same model: for Hugging Face, and read back by this package."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from eval.reference_models.export import (
     load_exported,
     parity,
     stacked_state,
+    trained_recipe,
     write_model,
 )
 from eval.reference_models.model import ReferenceModel
@@ -72,3 +74,13 @@ def test_grouped_bf16_experts_agree_with_float32(tiny_recipe: Recipe) -> None:
     fast.model.layers[layer].mlp.experts.fused = False
     grouped = fast.model.layers[layer].mlp.experts(x, routing)
     torch.testing.assert_close(grouped, reference, rtol=0.05, atol=0.02 * reference.abs().max().item())
+
+
+def test_a_shipped_checkpoint_is_read_with_its_own_recipe() -> None:
+    folder = Recipe.load("mini_v2.yaml").checkpoint_dir
+    spec, config = trained_recipe(folder).model, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert {name: config[name] for name in ("routed_scaling_factor", "num_experts_per_tok", "model_type")} == {
+        "routed_scaling_factor": spec.routed_scaling_factor,
+        "num_experts_per_tok": spec.num_experts_per_tok,
+        "model_type": spec.model_type,
+    }
