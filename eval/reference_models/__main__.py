@@ -123,18 +123,19 @@ def evaluate(recipe: RecipeOption = Path("mini_v2.yaml"), data_dir: DataOption =
 
     from eval.heldout import cloze_items, gloss_items, load_heldout
     from eval.reference_models.choices import accuracy
-    from eval.reference_models.data import TokenCorpus, TrainStream
+    from eval.reference_models.data import TokenCorpus, sample_windows
     from eval.reference_models.evaluate import evaluate as measure
     from eval.reference_models.export import chat_samples, load_exported, trained_recipe, training_tokens, write_json
     from eval.reference_models.gate import CALIBRATION_WINDOWS
+    from eval.reference_models.sources import TEXT_SOURCES
     from eval.reference_models.tokenizer import load_tokenizer
 
     spec = trained_recipe(Recipe.load(recipe).checkpoint_dir)
     torch.set_num_threads(spec.train.threads)
     model = load_exported(spec.checkpoint_dir, spec.model, torch.bfloat16)
     heldout = TokenCorpus.load(spec.run_dir / "data" / "heldout.npz")
-    stream = TrainStream(TokenCorpus.load(spec.run_dir / "data" / "train.npz"), spec)
-    calibration, _ = stream.batch(0, CALIBRATION_WINDOWS * spec.data.sequence_length)
+    train = TokenCorpus.load(spec.run_dir / "data" / "train.npz")
+    calibration = sample_windows(train, TEXT_SOURCES, CALIBRATION_WINDOWS, spec.data.sequence_length)
     results = measure(model, heldout, spec.data.sequence_length, calibration, console.print)
     documents, fast = load_heldout(data_dir), load_tokenizer(spec.checkpoint_dir)
     for name, items in (("cloze", cloze_items(documents)), ("gloss", gloss_items(documents))):

@@ -158,7 +158,7 @@ Intervals: bootstrap over {evaluation["text_windows"]} windows, paired with na =
 ## Fewer experts in the model
 
 Held-out text with half of the experts of every layer hidden, without any retraining: those with the largest sum of
-router weights on {CALIBRATION_WINDOWS} training windows kept, or a random half.
+router weights on {CALIBRATION_WINDOWS} windows of the same sources' training text kept, or a random half.
 
 {_pruning(evaluation)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,14 @@ class TrainStream:
         """Inputs and next-token targets, both (sequences, sequence_length), int64."""
         block = torch.from_numpy(self.read(position, n_tokens + 1).astype(np.int64))
         return block[:-1].view(-1, self._length), block[1:].view(-1, self._length)
+
+
+def sample_windows(corpus: TokenCorpus, sources: Sequence[str], count: int, length: int, seed: int = 0) -> torch.Tensor:
+    """(count, length) tokens drawn without replacement from the sources' windows, laid end to end, int64."""
+    tokens = np.concatenate([corpus.only(source)[0] for source in sources if source in corpus.sources])
+    windows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    chosen = np.random.default_rng(seed).choice(len(windows), count, replace=False)
+    return torch.from_numpy(windows[chosen].astype(np.int64))
 
 
 def heldout_windows(tokens: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:

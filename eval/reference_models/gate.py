@@ -11,9 +11,9 @@ import torch
 
 from eval.reference_models.model import ReferenceModel
 
-CALIBRATION_WINDOWS = 128
-"""Windows of training text on which experts are counted."""
-RANDOM_SEEDS = 3
+CALIBRATION_WINDOWS = 256
+"""Windows on which experts are counted: training text of the sources that the loss is measured on."""
+RANDOM_SEEDS = 5
 BOOTSTRAP_SAMPLES = 2000
 LEAST_LOSS_OF_NA_1 = 3.0
 """Percent of held-out loss that one routed expert per token must cost, or quality claims about skipping say nothing."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.reference_models.checkpoint import Checkpoint
-from eval.reference_models.data import TokenCorpus, TrainStream
+from eval.reference_models.data import TokenCorpus, TrainStream, sample_windows
 from eval.reference_models.handover import LOG_NAME, pack
 from eval.reference_models.recipe import Recipe
 from eval.reference_models.train import train
@@ -86,3 +86,13 @@ def test_an_unfinished_run_continues_on_another_machine(
     finished = train(any_recipe, tmp_path / "there", corpus)
     assert finished.tokens == 640
     assert [row["tokens"] for row in rows(tmp_path / "there")] == list(range(64, 641, 64))
+
+
+def test_sampled_windows_come_from_the_wanted_sources_only(corpus: TokenCorpus) -> None:
+    source = corpus.sources[0]
+    tokens, _ = corpus.only(source)
+    whole = {tuple(window) for window in tokens[: len(tokens) // 16 * 16].reshape(-1, 16).tolist()}
+    windows = sample_windows(corpus, [source, "no such source"], 4, 16)
+    assert windows.shape == (4, 16)
+    assert {tuple(window) for window in windows.tolist()} <= whole
+    assert torch.equal(windows, sample_windows(corpus, [source], 4, 16))
