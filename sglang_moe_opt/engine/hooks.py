@@ -117,8 +117,8 @@ HOOKS = (
     Hook(
         "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
         "AROUND",
-        "topk:moe_forward_native",
-        "let the CPU expert loop skip dropped slots",
+        "cpu.experts:moe_forward_native",
+        "experts on a CPU: our kernel, which skips dropped slots",
     ),
 )
 

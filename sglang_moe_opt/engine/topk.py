@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sglang_moe_opt.engine.flags import RUNNER_BACKENDS
@@ -123,28 +122,3 @@ def bind_runner_backend(result: None, topk: Any, *args: Any, **kwargs: Any) -> N
             f"sglang-moe-opt: MoE runner backend {backend} routes in its own kernel or does not skip dropped experts; "
             "start the server with --moe-runner-backend triton"
         )
-
-
-def moe_forward_native(
-    original: Callable[..., Tensor], layer: Any, x: Tensor, topk_output: Any, moe_runner_config: Any
-) -> Tensor:
-    """AROUND upstream's CPU expert loop, which cannot take the id -1.
-
-    Each kept slot is run as a token of its own with a top-k of 1, so that dropped slots cost nothing; weighting and
-    summing are then done in upstream's order and precision.
-    """
-    state = get_state()
-    weights, ids = topk_output.topk_weights, topk_output.topk_ids
-    if state is None or not (dropped := ids < 0).any():
-        return original(layer, x, topk_output, moe_runner_config)
-    num_tokens, num_slots = ids.shape
-    kept = (~dropped).flatten().nonzero().squeeze(1)
-    slots = x.new_zeros(num_tokens * num_slots, x.shape[1])
-    if len(kept):
-        single = topk_output._replace(
-            topk_weights=torch.ones_like(weights.flatten()[kept]).unsqueeze(1),
-            topk_ids=ids.flatten()[kept].unsqueeze(1),
-        )
-        slots[kept] = original(layer, x[kept // num_slots], single, moe_runner_config)
-    weighted = slots.view(num_tokens, num_slots, -1).to(weights.dtype).mul_(weights.unsqueeze(-1))
-    return weighted.sum(dim=1).to(x.dtype)

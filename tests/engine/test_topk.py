@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sglang_moe_opt.engine.settings import CONFIG_ENV
 from sglang_moe_opt.engine.state import EngineState, StepPlan, set_state
-from sglang_moe_opt.engine.topk import bind_runner_backend, moe_forward_native, post_process_topk_ids, select_experts
+from sglang_moe_opt.engine.topk import bind_runner_backend, post_process_topk_ids, select_experts
 from sglang_moe_opt.model_shape import MoEShape
 from tests.engine.stand_ins import hint, make_state
 
 topk = pytest.importorskip("sglang.srt.layers.moe.topk")
-native = pytest.importorskip("sglang.srt.layers.moe.fused_moe_native")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU SGLang's routers take no CPU tensors")
 
 NUM_TOKENS, NUM_EXPERTS, TOP_K, LAYER = 40, 64, 8, 3
@@ -274,88 +273,3 @@ def test_other_backends_are_refused_where_skipping_is_configured(
     monkeypatch.setenv(CONFIG_ENV, "builtin")
     with pytest.raises(RuntimeError, match=rf"backend {backend} routes in its own kernel.*--moe-runner-backend triton"):
         bind_runner_backend(None, bound(backend, output_format))
-
-
-# --- the CPU expert loop ---
-
-HIDDEN, WIDTH, EXPERTS = 16, 12, 8
-RUNNER = SimpleNamespace(apply_router_weight_on_input=False, activation="silu", gemm1_alpha=None)
-
-
-def expert_layer(dtype: torch.dtype) -> SimpleNamespace:
-    generator = torch.Generator().manual_seed(4)
-    return SimpleNamespace(
-        num_experts=EXPERTS,
-        w13_weight=torch.randn(EXPERTS, 2 * WIDTH, HIDDEN, generator=generator).to(dtype) / 4,
-        w2_weight=torch.randn(EXPERTS, HIDDEN, WIDTH, generator=generator).to(dtype) / 4,
-    )
-
-
-def dense(layer: SimpleNamespace, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """Every expert on every token, in float64, weighted by what was kept."""
-    gate, up = torch.einsum("ti,eoi->teo", x.double(), layer.w13_weight.double()).chunk(2, dim=-1)
-    outs = torch.einsum("teo,eio->tei", torch.nn.functional.silu(gate) * up, layer.w2_weight.double())
-    spread = torch.zeros(len(x), EXPERTS, dtype=torch.float64)
-    spread.scatter_add_(1, ids.clamp(min=0).long(), torch.where(ids >= 0, weights, 0).double())
-    return torch.einsum("ne,nei->ni", spread, outs)
-
-
-def routed(dropped: float, tokens: int = 11, slots: int = 4, ids_dtype: torch.dtype = torch.int32) -> Any:
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.rand(tokens, EXPERTS, generator=generator).argsort(-1)[:, :slots].to(ids_dtype)
-    weights = torch.rand(tokens, slots, generator=generator)
-    drop = torch.rand(tokens, slots, generator=generator) < dropped
-    if 0 < dropped < 1:
-        drop[0], drop[1] = True, False
-    return topk.StandardTopKOutput(weights.masked_fill(drop, 0.0), ids.masked_fill(drop, -1), torch.empty(0))
-
-
-@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("dropped", [0.0, 0.3, 0.8, 1.0])
-def test_dropped_slots_add_nothing(dropped: float, dtype: torch.dtype, atol: float, ids_dtype: torch.dtype) -> None:
-    start(V2, {"na": 2})
-    layer, output = expert_layer(dtype), routed(dropped, ids_dtype=ids_dtype)
-    x = torch.randn(len(output.topk_ids), HIDDEN, generator=torch.Generator().manual_seed(6)).to(dtype)
-    before = x.clone()
-    result = moe_forward_native(native.moe_forward_native, layer, x, output, RUNNER)
-    assert result.dtype == dtype and result.shape == x.shape
-    expected = dense(layer, x, output.topk_weights, output.topk_ids)
-    torch.testing.assert_close(result.double(), expected, rtol=atol, atol=atol)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.usefixtures("hooked")
-def test_a_step_that_keeps_no_expert_computes_none() -> None:
-    start(V2, {"na": 0})
-    weights, ids = select(V2, TOP_K)
-    output = topk.StandardTopKOutput(weights, ids, torch.empty(0))
-    x = torch.ones(NUM_TOKENS, HIDDEN)
-    result = moe_forward_native(native.moe_forward_native, expert_layer(torch.float32), x, output, RUNNER)
-    assert torch.equal(result, torch.zeros_like(x))
-
-
-def test_only_kept_slots_are_computed() -> None:
-    start(V2, {"na": 2})
-    rows = []
-
-    def original(layer: Any, x: Tensor, output: Any, config: Any) -> Tensor:
-        rows.append((len(x), tuple(output.topk_ids.shape), bool((output.topk_ids >= 0).all())))
-        return x
-
-    output = routed(0.8)
-    kept = int((output.topk_ids >= 0).sum())
-    moe_forward_native(original, None, torch.ones(11, HIDDEN), output, RUNNER)
-    assert rows == [(kept, (kept, 1), True)]
-
-
-def test_nothing_dropped_goes_straight_to_upstream() -> None:
-    whole = routed(0.0)
-    marker = object()
-
-    def original(layer: Any, x: Any, output: Any, config: Any) -> Any:
-        return marker if output is whole else None
-
-    for state in (None, start(V2, {"na": 2})):
-        set_state(state)
-        assert moe_forward_native(original, None, torch.ones(11, HIDDEN), whole, RUNNER) is marker

@@ -1,4 +1,4 @@
-"""Hooks that let the official CUDA wheel serve DeepSeek models where there is no accelerator.
+"""Hooks that let the official CUDA wheel serve DeepSeek models where there is no accelerator, and on our kernels.
 
 Upstream's own CPU engine (``SGLANG_USE_CPU_ENGINE=1``) needs a kernel library that is not on the registry;
 without it every layer falls back to plain torch, except for the two places handled here.
@@ -9,6 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any
+
+from sglang_moe_opt.engine.cpu import attention, layers
+
+_MLA = "models.deepseek_common.attention_forward_methods.forward_mla.DeepseekMLAForwardMixin"
 
 
 @functools.cache
@@ -61,6 +65,18 @@ def _plain_group(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, 
     return args, {**kwargs, **dict.fromkeys(cuda_only, False)}
 
 
+KERNEL_HOOKS = {
+    "layers.quantization.unquant.UnquantizedLinearMethod.apply": layers.linear_apply,
+    "layers.logits_processor.LogitsProcessor._compute_lm_head": layers.compute_lm_head,
+    "models.deepseek_v2.MoEGate.forward": layers.gate_forward,
+    "layers.layernorm.RMSNorm.forward_native": layers.rms_norm,
+    "layers.activation.SiluAndMul.forward_native": layers.silu_and_mul,
+    f"{_MLA}.forward_absorb_prepare": attention.absorb_prepare,
+    f"{_MLA}.forward_absorb_core": attention.absorb_core,
+}
+"""Below ``sglang.srt``: what runs on the CPU kernels, besides the experts (``hooks.HOOKS``)."""
+
+
 def register_cpu_hooks() -> None:
     """Register the CPU hooks; call only where :func:`is_plain_cpu` holds."""
     from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
@@ -74,3 +90,5 @@ def register_cpu_hooks() -> None:
         "sglang.srt.distributed.parallel_state.init_model_parallel_group", _plain_group, HookType.BEFORE
     )
     AttentionBackendRegistry.register("torch_native", _absorbed_mla)
+    for target, function in KERNEL_HOOKS.items():
+        HookRegistry.register(f"sglang.srt.{target}", function, HookType.AROUND)

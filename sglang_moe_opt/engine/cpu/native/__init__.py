@@ -6,6 +6,9 @@ Weights are used as the checkpoint has them: nothing is packed, copied or held t
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
+import os
 from typing import Any
 
 import torch
@@ -21,22 +24,41 @@ __all__ = [
     "load",
     "mla_attention",
     "mla_rope",
+    "ready",
     "rms_norm",
     "silu_and_mul",
     "supports",
 ]
 
+SWITCH = "SGLANG_MOE_OPT_CPU_KERNELS"
+"""Environment variable; 0 = upstream's plain torch path."""
+
+logger = logging.getLogger(__name__)
+
 _DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES = {  # i: int, l: int64, f: float, p: pointer
-    "linear": "ipllpppllllll",
+    "linear": "iipllpppllllll",
     "experts": "iplppippplllll",
     "mla_attention": "ipppplpppllllf",
     "rms_norm": "iplpppllf",
     "silu_and_mul": "ippll",
-    "mla_rope": "ipllpplpfppppllll" + "i",
+    "mla_rope": "ipllpplpfpppplllli",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _functions: dict[str, Any] = {}
+
+
+@functools.cache
+def ready() -> bool:
+    """Build and load the kernels on the first call; False, with a warning, where they are off or cannot be built."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return False
+    try:
+        load()
+    except BuildError as error:
+        logger.warning("sglang-moe-opt: CPU kernels are not used (%s): expect a third of their speed", error)
+        return False
+    return True
 
 
 def load() -> None:
@@ -58,13 +80,14 @@ def supports(*tensors: Tensor) -> bool:
     return dtype in _DTYPES and all(t.dtype == dtype and t.device.type == "cpu" and t.stride(-1) == 1 for t in tensors)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``: x [..., k], weight [n, k] contiguous."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+    """``x @ weight.T + bias``: x [..., k], weight [n, k] contiguous; ``dtype`` of the result: x's, or float32."""
     rows = x.reshape(-1, x.shape[-1])
     n = weight.shape[0]
-    out = x.new_empty(rows.shape[0], n) if out is None else out
+    out = torch.empty(rows.shape[0], n, dtype=dtype or x.dtype)
     _functions["linear"](
         x.dtype is torch.bfloat16,
+        dtype is torch.float32,
         rows.data_ptr(),
         rows.stride(0),
         0,
@@ -86,6 +109,7 @@ def head_linear(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     heads, n, k = weight.shape
     _functions["linear"](
         x.dtype is torch.bfloat16,
+        False,
         x.data_ptr(),
         x.stride(0),
         x.stride(1),

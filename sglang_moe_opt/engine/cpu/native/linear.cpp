@@ -6,11 +6,11 @@ namespace moe_opt {
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds below which a second thread costs more than it gains
 
 // out[head][row] = x[head][row] @ w[head].T; strides in elements.
-template <typename T>
-void linear(const T* x, int64_t x_row, int64_t x_head, const T* w, const T* bias, T* out, int64_t out_row,
+template <typename T, typename Out>
+void linear(const T* x, int64_t x_row, int64_t x_head, const T* w, const T* bias, Out* out, int64_t out_row,
             int64_t out_head, int64_t heads, int64_t m, int64_t n, int64_t k) {
   constexpr int64_t columns = 64;
-  const int64_t row_block = m <= 256 ? m : 192;
+  const int64_t row_block = m <= 256 ? std::max<int64_t>(m, 1) : 192;
   const int64_t row_blocks = (m + row_block - 1) / row_block, column_blocks = (n + columns - 1) / columns;
 #pragma omp parallel for collapse(3) schedule(dynamic) if (heads * m * n * k > kSerialWork)
   for (int64_t head = 0; head < heads; ++head)
@@ -20,7 +20,7 @@ void linear(const T* x, int64_t x_row, int64_t x_head, const T* w, const T* bias
         const int64_t first = c * columns, count = std::min(columns, n - first);
         const T* a = x + head * x_head + first_row * x_row;
         const T* b = w + (head * n + first) * k;
-        T* to = out + head * out_head + first_row * out_row + first;
+        Out* to = out + head * out_head + first_row * out_row + first;
         product<T>(
             rows, count, k, [=](int64_t i) { return a + i * x_row; }, [=](int64_t j) { return b + j * k; },
             [=](int64_t row, int64_t tile_rows, Block& values) {
@@ -35,14 +35,17 @@ void linear(const T* x, int64_t x_row, int64_t x_head, const T* w, const T* bias
 
 }  // namespace moe_opt
 
-extern "C" void moe_opt_linear(int is_bf16, const void* x, int64_t x_row, int64_t x_head, const void* w,
+extern "C" void moe_opt_linear(int is_bf16, int float_out, const void* x, int64_t x_row, int64_t x_head, const void* w,
                                const void* bias, void* out, int64_t out_row, int64_t out_head, int64_t heads,
                                int64_t m, int64_t n, int64_t k) {
   using namespace moe_opt;
-  if (is_bf16)
-    linear((const bf16*)x, x_row, x_head, (const bf16*)w, (const bf16*)bias, (bf16*)out, out_row, out_head, heads, m, n,
-           k);
-  else
+  if (!is_bf16)
     linear((const float*)x, x_row, x_head, (const float*)w, (const float*)bias, (float*)out, out_row, out_head, heads,
            m, n, k);
+  else if (float_out)
+    linear((const bf16*)x, x_row, x_head, (const bf16*)w, (const bf16*)bias, (float*)out, out_row, out_head, heads, m,
+           n, k);
+  else
+    linear((const bf16*)x, x_row, x_head, (const bf16*)w, (const bf16*)bias, (bf16*)out, out_row, out_head, heads, m, n,
+           k);
 }
