@@ -201,7 +201,7 @@ def _manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=list(request.command),
         url=served.url,
-        model=served.name,
+        model=served.title,
         model_fingerprint=fingerprint,
         model_config_json=served.config,
         versions={name: found for name in _PACKAGES if (found := _version(name))},

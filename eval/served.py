@@ -45,6 +45,11 @@ class ServedModel:
     policy_source: str | None
 
     @property
+    def title(self) -> str:
+        """What reports call the model: a hub id, or a folder's last part."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+    @property
     def shape(self) -> MoEShape:
         return MoEShape.from_config(self.config)
 

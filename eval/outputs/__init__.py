@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval.compare import Comparison
-from eval.outputs import csv, html, json, png
+from eval.outputs import csv, html, json, markdown, png
 
 Writer = Callable[[Comparison, Path], list[Path]]
 
-WRITERS: tuple[Writer, ...] = (json.write, csv.write, html.write, png.write)
+WRITERS: tuple[Writer, ...] = (json.write, csv.write, markdown.write, html.write, png.write)
 
 __all__ = ["WRITERS", "Writer", "write_all"]
 

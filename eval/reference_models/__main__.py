@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console()
 
+MIX_WINDOWS = 128
+"""Windows of the training mix on which the balance of the experts is reported."""
 CHAT_QUESTIONS = [
     'What does "astronomer" mean?',
     'What does "happily" mean?',
@@ -123,7 +125,7 @@ def evaluate(recipe: RecipeOption = Path("mini_v2.yaml"), data_dir: DataOption =
 
     from eval.heldout import cloze_items, gloss_items, load_heldout
     from eval.reference_models.choices import accuracy
-    from eval.reference_models.data import TokenCorpus, sample_windows
+    from eval.reference_models.data import TokenCorpus, TrainStream, sample_windows
     from eval.reference_models.evaluate import evaluate as measure
     from eval.reference_models.export import chat_samples, load_exported, trained_recipe, training_tokens, write_json
     from eval.reference_models.gate import CALIBRATION_WINDOWS
@@ -136,7 +138,8 @@ def evaluate(recipe: RecipeOption = Path("mini_v2.yaml"), data_dir: DataOption =
     heldout = TokenCorpus.load(spec.run_dir / "data" / "heldout.npz")
     train = TokenCorpus.load(spec.run_dir / "data" / "train.npz")
     calibration = sample_windows(train, TEXT_SOURCES, CALIBRATION_WINDOWS, spec.data.sequence_length)
-    results = measure(model, heldout, spec.data.sequence_length, calibration, console.print)
+    mix, _ = TrainStream(train, spec).batch(0, MIX_WINDOWS * spec.data.sequence_length)
+    results = measure(model, heldout, spec.data.sequence_length, calibration, mix, console.print)
     documents, fast = load_heldout(data_dir), load_tokenizer(spec.checkpoint_dir)
     for name, items in (("cloze", cloze_items(documents)), ("gloss", gloss_items(documents))):
         score = accuracy(model, fast, [item.pairs for item in items], [item.label for item in items])

@@ -67,8 +67,12 @@ def _experts(evaluation: dict[str, Any]) -> str:
 
 def _routing(evaluation: dict[str, Any]) -> str:
     keys = ("load_max_over_mean", "load_min_over_mean", "router_entropy", "top_k_mass")
-    rows = [[str(row["layer"]), *(f"{row[key]:.2f}" for key in keys)] for row in evaluation["routing"]]
-    return _table(["layer", "busiest expert / mean", "idlest / mean", "router entropy / uniform", "top-k mass"], rows)
+    rows = [
+        [str(text["layer"]), f"{mix['load_max_over_mean']:.2f}", *(f"{text[key]:.2f}" for key in keys)]
+        for text, mix in zip(evaluation["routing"], evaluation["routing_on_training_mix"], strict=True)
+    ]
+    heads = ["layer", "busiest expert / mean, training mix", "the same, held-out text", "idlest / mean"]
+    return _table([*heads, "router entropy / uniform", "top-k mass"], rows)
 
 
 def _pruning(evaluation: dict[str, Any]) -> str:
@@ -162,7 +166,9 @@ router weights on {CALIBRATION_WINDOWS} windows of the same sources' training te
 
 {_pruning(evaluation)}
 
-## Routing on the held-out text
+## Routing
+
+The load was balanced over the whole training mix. Running text alone leaves the experts of question formats idle.
 
 {_routing(evaluation)}
 

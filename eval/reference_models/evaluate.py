@@ -88,9 +88,13 @@ def evaluate(
     heldout: TokenCorpus,
     length: int,
     calibration: torch.Tensor,
+    mix: torch.Tensor,
     report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """All held-out measurements of one model, ready for JSON; `calibration` are (windows, length) training tokens.
+    """All held-out measurements of one model, ready for JSON.
+
+    `calibration` are (windows, length) tokens of training text, on which experts are counted for pruning; `mix` such
+    tokens of everything the model was trained on, where the load was to be balanced.
 
     Bits per byte: every source's documents (each with its begin and end token) are packed into windows of
     `length` tokens; each token is predicted once, within its window.
@@ -138,4 +142,5 @@ def evaluate(
         "pruned_to_half": pruned,
         "gate": verdict(reduced, pruned),
         "routing": routing_report(model, torch.cat([windows[source][0] for source in texts])),
+        "routing_on_training_mix": routing_report(model, mix),
     }

@@ -16,12 +16,20 @@ from eval.compare import Comparison, compare
 from eval.outputs import console, write_all
 from eval.outputs.html import page
 from eval.outputs.json import summary
+from eval.outputs.markdown import table
 from eval.outputs.notes import headlines, notes
 from eval.outputs.svg import ticks
 from eval.results import ResultsFolder
 from tests.eval.synthetic_run import FEW_SCHEDULES, TASKS, write_run
 
-FILES = {"summary.json", "summary.csv", "report.html", "accuracy_vs_mean_na.png", "bits_per_byte_vs_mean_na.png"}
+FILES = {
+    "summary.json",
+    "summary.csv",
+    "summary.md",
+    "report.html",
+    "accuracy_vs_mean_na.png",
+    "bits_per_byte_vs_mean_na.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +135,22 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 6, 6) == [0, 1, 2, 3, 4, 5, 6]
     assert ticks(1.534, 1.583, 5) == pytest.approx([1.54, 1.55, 1.56, 1.57, 1.58])
     assert ticks(5, 5, 4)
+
+
+def test_the_markdown_table_has_every_schedule_and_task(comparison: Comparison) -> None:
+    lines = table(comparison)
+    columns = {line.count("|") for line in lines}
+    assert len(columns) == 1
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [row.label for row in comparison.rows]
+    heads = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+    assert heads == [
+        "schedule",
+        "layers",
+        "mean na",
+        "average",
+        "bits/byte",
+        *(n for n in TASKS if n != "bits_per_byte"),
+    ]
+    row = comparison.rows[1]
+    difference = row.average.change.difference
+    assert f"{row.average.estimate.value:.1f} ({difference.interval.low:+.1f} to" in lines[3]

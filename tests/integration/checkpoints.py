@@ -20,7 +20,8 @@ from sglang_moe_opt.shape_checkpoint import cache_root
 from sglang_moe_opt.shapes import ShapeSpec, TensorSpec, checkpoint_shards
 
 ROOT = Path(__file__).resolve().parents[2]
-MINI_V2 = ROOT / "eval" / "reference_models" / "checkpoints" / "mini-v2"
+TRAINED = {name: ROOT / "eval" / "reference_models" / "checkpoints" / name for name in ("mini-v2", "mini-v3")}
+MINI_V2 = TRAINED["mini-v2"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SPECIAL_IDS = 8
 """Ids below are special tokens, which random prompts leave out."""
@@ -49,10 +50,10 @@ _STD = {
 
 def checkpoint(name: str) -> Path:
     """Folder of a model; skips the test where the trained one is missing."""
-    if name == "mini-v2":
-        if not (MINI_V2 / "config.json").exists():
-            pytest.skip(f"the trained checkpoint is not there: {MINI_V2}")
-        return MINI_V2
+    if folder := TRAINED.get(name):
+        if not (folder / "config.json").exists():
+            pytest.skip(f"the trained checkpoint is not there: {folder}")
+        return folder
     return _random_checkpoint(name)
 
 

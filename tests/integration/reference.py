@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import MINI_V2, ROOT, SPECIAL_IDS
+from checkpoints import MINI_V2, ROOT, SPECIAL_IDS, TRAINED
 from torch import Tensor
 
 LOGPROB_TOLERANCE = 5e-4
@@ -132,8 +132,8 @@ def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Reference:
 
 
 def prompt(model: str, length: int, seed: int = 0) -> list[int]:
-    """A prompt of exactly this many tokens: text for the trained model, random tokens for the others."""
-    if model == "mini-v2":
+    """A prompt of exactly this many tokens: text for the trained models, random tokens for the others."""
+    if model in TRAINED:
         ids = _text_ids()
         # Prompts of different lengths share no beginning, else they would share the prefix cache.
         start = (seed * 613 + length * 7) % (len(ids) - length)

@@ -67,6 +67,7 @@ class Kind:
 V2 = Kind()
 V3 = Kind("random-v3", args=("--chunked-prefill-size", "400", "--enable-mixed-chunk"))
 MINI_V2 = Kind("mini-v2")
+MINI_V3 = Kind("mini-v3")
 CHUNKED_UNISOLATED = Kind(args=("--chunked-prefill-size", "128"), env=(("SGLANG_MOE_OPT_CACHE_ISOLATION", "0"),))
 """Two settings in one server, to save a start: chunks are tested without hints, where isolation has no part."""
 UNCONFIGURED = Kind(policy=False)

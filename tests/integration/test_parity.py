@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import MINI_V2 as MINI_V2_FOLDER
 from reference import assert_logprobs, prompt, reference
-from server import CHUNKED_UNISOLATED, MINI_V2, V2, V3, Kind, Servers
+from server import CHUNKED_UNISOLATED, MINI_V2, MINI_V3, V2, V3, Kind, Servers
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -19,7 +19,7 @@ def by_name(*kinds: Kind) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", kinds, ids=[kind.model for kind in kinds])
 
 
-@by_name(V2, V3, MINI_V2)
+@by_name(V2, V3, MINI_V2, MINI_V3)
 def test_prompt_logprobs_equal_transformers(servers: Servers, kind: Kind) -> None:
     """Every position of every prompt, within 1e-4."""
     server = servers.get(kind)
@@ -54,7 +54,9 @@ def test_logprobs_after_a_cached_prefix_equal_transformers(servers: Servers, kin
 
 
 @pytest.mark.parametrize(
-    "kind", [V2, CHUNKED_UNISOLATED, V3, MINI_V2], ids=["random-v2", "random-v2-chunked", "random-v3", "mini-v2"]
+    "kind",
+    [V2, CHUNKED_UNISOLATED, V3, MINI_V2, MINI_V3],
+    ids=["random-v2", "random-v2-chunked", "random-v3", "mini-v2", "mini-v3"],
 )
 def test_greedy_tokens_equal_transformers(servers: Servers, kind: Kind) -> None:
     """64 greedy tokens after prompts of 1 to 600 tokens, computed anew and then from the prefix cache."""

@@ -45,10 +45,11 @@ def test_bits_per_byte_of_a_uniform_model(tiny_recipe: Recipe, heldout: TokenCor
     torch.nn.init.zeros_(model.lm_head.weight)
     tokens, n_bytes = heldout.only("wikitext")
     expected = (len(tokens) - 1) * math.log2(tiny_recipe.model.vocab_size) / n_bytes
-    result = evaluate(model, heldout, 16, CALIBRATION)
+    result = evaluate(model, heldout, 16, CALIBRATION, CALIBRATION)
     assert result["text_bpb"] == pytest.approx(expected, rel=1e-4)
     assert [row["na"] for row in result["experts_per_token"]] == [3, 2, 1]
     assert all(row["change_percent"] == pytest.approx(0, abs=1e-3) for row in result["experts_per_token"])
+    assert [row["layer"] for row in result["routing"]] == [row["layer"] for row in result["routing_on_training_mix"]]
     assert [row["layer"] for row in result["routing"]] == [1, 2]
 
 
@@ -129,7 +130,7 @@ def test_card_needs_nothing_but_the_results(
     summary = training_summary(tiny_recipe, tmp_path / "run" / LOG_NAME, run.tokens, 1e-6, 1000)
     summary["recipe"]["data"]["weights"] = dict.fromkeys(SOURCE_FILES, 1.0)
     write_json(card / "training.json", summary | {"licences": {"wikitext": "CC BY-SA"}})
-    results = evaluate(run.model, heldout, 16, CALIBRATION) | {
+    results = evaluate(run.model, heldout, 16, CALIBRATION, CALIBRATION) | {
         "training_tokens": run.tokens,
         "chat": {"Why?": "Because."},
     }
