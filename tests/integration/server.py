@@ -68,8 +68,12 @@ V2 = Kind()
 V3 = Kind("random-v3", args=("--chunked-prefill-size", "400", "--enable-mixed-chunk"))
 MINI_V2 = Kind("mini-v2")
 MINI_V3 = Kind("mini-v3")
-CHUNKED_UNISOLATED = Kind(args=("--chunked-prefill-size", "128"), env=(("SGLANG_MOE_OPT_CACHE_ISOLATION", "0"),))
-"""Two settings in one server, to save a start: chunks are tested without hints, where isolation has no part."""
+CHUNKED_UNISOLATED = Kind(
+    args=("--chunked-prefill-size", "128"),
+    env=(("SGLANG_MOE_OPT_CACHE_ISOLATION", "0"), ("SGLANG_MOE_OPT_CPU_KERNELS", "0")),
+)
+"""Three settings in one server, to save starts: chunks are tested without hints, where isolation has no part, and here
+on upstream's own path; the servers of V3 test them on our kernels."""
 UNCONFIGURED = Kind(policy=False)
 
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from sglang_moe_opt.engine.cpu import attention, layers
+from sglang_moe_opt.engine.cpu import attention, layers, router
 
 _MLA = "models.deepseek_common.attention_forward_methods.forward_mla.DeepseekMLAForwardMixin"
 
@@ -71,6 +71,8 @@ KERNEL_HOOKS = {
     "models.deepseek_v2.MoEGate.forward": layers.gate_forward,
     "layers.layernorm.RMSNorm.forward_native": layers.rms_norm,
     "layers.activation.SiluAndMul.forward_native": layers.silu_and_mul,
+    "layers.moe.topk.grouped_topk": router.grouped_topk,
+    "layers.moe.topk.biased_grouped_topk": router.biased_grouped_topk,
     f"{_MLA}.forward_absorb_prepare": attention.absorb_prepare,
     f"{_MLA}.forward_absorb_core": attention.absorb_core,
 }

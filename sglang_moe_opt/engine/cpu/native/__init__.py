@@ -26,6 +26,7 @@ __all__ = [
     "mla_rope",
     "ready",
     "rms_norm",
+    "route",
     "silu_and_mul",
     "supports",
 ]
@@ -43,6 +44,7 @@ _SIGNATURES = {  # i: int, l: int64, f: float, p: pointer
     "rms_norm": "iplpppllf",
     "silu_and_mul": "ippll",
     "mla_rope": "ipllpplpfpppplllli",
+    "route": "ppppllllliif",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _functions: dict[str, Any] = {}
@@ -273,3 +275,43 @@ def mla_rope(
         rope,
         interleaved,
     )
+
+
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    groups: int = 1,
+    kept_groups: int = 1,
+    scoring: str = "softmax",
+    renormalize: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Weights (float32) and expert ids (int32), both [tokens, k], in falling order of the score that chooses.
+
+    Args:
+        logits: float32 [tokens, experts] contiguous.
+        bias: float32 [experts]: added to the score for the choice only (DeepSeek-V3).
+        groups, kept_groups: only the best groups stay in the choice, by their best expert, or by the sum of their two
+            best where there is a bias.
+        scoring: ``softmax`` or ``sigmoid``.
+        scale: applied to the weights after renormalisation.
+    """
+    tokens, experts_ = logits.shape
+    weights, ids = torch.empty(tokens, k), torch.empty(tokens, k, dtype=torch.int32)
+    _functions["route"](
+        logits.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        weights.data_ptr(),
+        ids.data_ptr(),
+        tokens,
+        experts_,
+        groups,
+        kept_groups,
+        k,
+        scoring == "sigmoid",
+        renormalize,
+        scale,
+    )
+    return weights, ids

@@ -159,3 +159,39 @@ def test_other_tensors_are_not_taken() -> None:
     half, full = torch.ones(2, 2, dtype=torch.float16), torch.ones(2, 2)
     assert native.supports(full) and not native.supports(half) and not native.supports(full, full.bfloat16())
     assert not native.supports(torch.ones(2, 4).T)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (8, 4), (4, 1)])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "biased"])
+def test_route(scoring: str, groups: int, kept: int, renormalize: bool) -> None:
+    logits = normal(500, 64, dtype=torch.float32) * 2
+    biased = scoring == "biased"
+    bias = normal(64, dtype=torch.float32, seed=1) / 5 if biased else None
+    weights, ids = native.route(
+        logits,
+        6,
+        bias=bias,
+        groups=groups,
+        kept_groups=kept,
+        scoring="sigmoid" if biased else scoring,
+        renormalize=renormalize,
+        scale=2.5,
+    )
+    scores = logits.double().softmax(-1) if scoring == "softmax" else logits.double().sigmoid()
+    choice = scores + bias.double() if biased else scores
+    by_group = choice.view(500, groups, -1)
+    ranked = by_group.topk(2, -1).values.sum(-1) if biased else by_group.amax(-1)
+    allowed = torch.zeros(500, groups).scatter(1, ranked.topk(kept, -1).indices, 1.0).bool()
+    hidden = by_group.masked_fill(~allowed.unsqueeze(-1), -torch.inf if biased else 0.0).flatten(1)
+    expected_ids = hidden.topk(6, -1).indices
+    expected = scores.gather(1, expected_ids)
+    if renormalize:
+        expected = expected / expected.sum(-1, keepdim=True)
+    assert torch.equal(ids.long(), expected_ids)
+    torch.testing.assert_close(weights.double(), 2.5 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_route_breaks_ties_by_the_lower_id() -> None:
+    _, ids = native.route(torch.zeros(2, 16), 4, groups=4, kept_groups=2)
+    assert ids.tolist() == [[0, 1, 2, 3]] * 2
