@@ -55,7 +55,7 @@ def test_head_linear(dtype: torch.dtype) -> None:
     x, weight = normal(7, 3, 48, dtype=dtype), normal(3, 64, 48, dtype=dtype, seed=1) / 7
     out = torch.zeros(7, 3, 80, dtype=dtype)
     native.head_linear(x[..., :48], weight, out)
-    close(out[..., :64], torch.einsum("thk,hnk->thn", x.double(), weight.double()), dtype)
+    close(out[..., :64], torch.einsum("mhk,hnk->mhn", x.double(), weight.double()), dtype)
     assert not out[..., 64:].any()
 
 
