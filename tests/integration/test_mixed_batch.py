@@ -33,10 +33,17 @@ def prompts(count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stagger_s"),
-    [pytest.param(V2, 0.0, id="v2"), pytest.param(V3, 0.0, id="v3"), pytest.param(V3, 0.02, id="v3-staggered")],
+    ("kind", "stagger_s", "least_running"),
+    [
+        pytest.param(V2, 0.0, REQUESTS / 2, id="v2"),
+        pytest.param(V3, 0.0, REQUESTS / 2, id="v3"),
+        # The first may be done before the last arrive: what matters is that prompts join running answers.
+        pytest.param(V3, 0.01, 4, id="v3-staggered"),
+    ],
 )
-def test_each_request_gets_what_it_gets_alone(servers: Servers, kind: Kind, stagger_s: float) -> None:
+def test_each_request_gets_what_it_gets_alone(
+    servers: Servers, kind: Kind, stagger_s: float, least_running: float
+) -> None:
     server = servers.get(kind)
     server.flush_cache()
     hints = schedules(server)
@@ -56,7 +63,7 @@ def test_each_request_gets_what_it_gets_alone(servers: Servers, kind: Kind, stag
             time.sleep(0.05)
         together = [future.result() for future in futures]
 
-    assert most_running > REQUESTS / 2, "the requests did not run in one batch"
+    assert most_running > least_running, "the requests did not run in one batch"
     different = [i for i in range(REQUESTS) if alone[i] != together[i]]
     assert not different, f"{len(different)} of {REQUESTS} requests changed in company, the first: {different[0]}"
     by_schedule = {str(hint): alone[i] for i, (_, hint) in enumerate(work)}
