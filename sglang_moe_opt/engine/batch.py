@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -42,31 +43,31 @@ def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
     """Rows of the batch's tokens: a prompt token runs under its request's prefill schedule, a generated one under
     its decode schedule, also when a retracted request is computed anew.
     """
-    hints: list[ResolvedHint] = [req.moe_opt_hint for req in batch.reqs]
     tables: dict[int, LayerTable] = {}
     row_of: dict[int, tuple[int, int]] = {}
-    pairs = []
-    for hint in hints:
+    rows: list[int] = []
+    counts: list[int] = []
+    extend = batch.forward_mode.is_extend_without_speculative()
+    per_request = num_tokens // len(batch.reqs)
+    for index, req in enumerate(batch.reqs):
+        hint = req.moe_opt_hint
         pair = row_of.get(id(hint))
         if pair is None:
-            pair = _assign(state, hint, tables)
-            row_of[id(hint)] = pair
-        pairs.append(pair)
-    if batch.forward_mode.is_extend_without_speculative():
-        rows: list[int] = []
-        counts: list[int] = []
-        for req, (prefill, decode), start, length in zip(
-            batch.reqs, pairs, batch.prefix_lens, batch.extend_lens, strict=True
-        ):
+            pair = row_of[id(hint)] = _assign(state, hint, tables)
+        if extend:
+            start, length = batch.prefix_lens[index], batch.extend_lens[index]
             prompt = min(max(len(req.origin_input_ids) - start, 0), length)
-            rows += (prefill, decode)
+            rows += pair
             counts += (prompt, length - prompt)
-    else:
-        rows = [decode for _, decode in pairs]
-        counts = [num_tokens // len(rows)] * len(rows)
+        else:
+            rows.append(pair[1])
+            counts.append(per_request)
+    tokens_by_row: Counter[int] = Counter()
+    for row, count in zip(rows, counts, strict=True):
+        if count:
+            tokens_by_row[row] += count
     token_rows = np.repeat(np.asarray(rows, np.int32), counts)
-    used = set(np.unique(token_rows).tolist())
-    return StepPlan(token_rows, {row: table for row, table in tables.items() if row in used})
+    return StepPlan(token_rows, {row: table for row, table in tables.items() if row in tokens_by_row}, tokens_by_row)
 
 
 def _assign(state: EngineState, hint: ResolvedHint, tables: dict[int, LayerTable]) -> tuple[int, int]:

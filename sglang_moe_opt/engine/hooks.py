@@ -97,6 +97,12 @@ HOOKS = (
         "write the step's schedules, collect its counters",
     ),
     Hook(
+        "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.record_scheduler_idle",
+        "AFTER",
+        "metrics:on_idle",
+        "publish the last steps' counters",
+    ),
+    Hook(
         "sglang.srt.layers.moe.topk.select_experts",
         "AROUND",
         "topk:select_experts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sglang_moe_opt.engine.rows import FULL_ROW, NONE_ROW
-from sglang_moe_opt.engine.state import EngineState, StepPlan
+from sglang_moe_opt.engine.state import EngineState, StepPlan, get_state
 from sglang_moe_opt.hints import ResolvedHint
 
 SAMPLE_EVERY = 8
@@ -65,18 +66,19 @@ class HttpMetrics:
 class StepMetrics:
     """Counters of the scheduler: tokens and slots by profile, distinct experts by layer and step.
 
-    On an accelerator the counts are gathered on the device and read back with a delay of one flush, so that no step
-    waits for them.
+    They are published with every sampled step and when the server falls idle. On an accelerator what was gathered on
+    the device is read back with a delay of one flush, so that no step waits for it.
     """
 
     def __init__(self, state: EngineState) -> None:
         import torch
-        from prometheus_client import Counter, Histogram
+        from prometheus_client import Counter as Total
+        from prometheus_client import Histogram
 
         self._state = state
-        self._tokens = Counter("sglang_moe_opt_tokens", "Tokens computed.", ("profile", "phase"))
-        self._kept = Counter("sglang_moe_opt_slots_kept", "Routed expert slots computed.", ("profile",))
-        self._offered = Counter("sglang_moe_opt_slots_offered", "Routed expert slots of the full model.", ("profile",))
+        self._tokens = Total("sglang_moe_opt_tokens", "Tokens computed.", ("profile", "phase"))
+        self._kept = Total("sglang_moe_opt_slots_kept", "Routed expert slots computed.", ("profile",))
+        self._offered = Total("sglang_moe_opt_slots_offered", "Routed expert slots of the full model.", ("profile",))
         self._experts = Histogram(
             "sglang_moe_opt_unique_experts",
             "Distinct routed experts that one layer computes in one forward pass.",
@@ -87,6 +89,7 @@ class StepMetrics:
         self._kept_by_row = torch.zeros(rows, dtype=torch.int32, device=state.device)
         self._layers_by_count = torch.zeros(2, experts + 1, dtype=torch.int32, device=state.device)
         self._in_flight: tuple[Any, Any, Any] | None = None
+        self._pending: Counter[tuple[Any, ...]] = Counter()  # by Prometheus counter and labels
 
     def wants_sample(self, index: int) -> bool:
         """Whether the distinct experts of this forward pass are counted."""
@@ -99,22 +102,29 @@ class StepMetrics:
             return
         phase = "decode" if is_decode else "prefill"
         slots = len(state.shape.moe_layer_ids) * state.shape.top_k
-        rows = np.full(step.num_tokens, FULL_ROW, np.int32) if plan is None else plan.token_rows
-        for row, tokens in zip(*np.unique(rows, return_counts=True), strict=True):
+        rows = {FULL_ROW: step.num_tokens} if plan is None else plan.tokens_by_row
+        for row, tokens in rows.items():
             if row == NONE_ROW:
                 continue
-            label = state.rows.labels[int(row)]
-            self._tokens.labels(label, phase).inc(int(tokens))
-            self._offered.labels(label).inc(int(tokens) * slots)
+            label = state.rows.labels[row]
+            self._pending[self._tokens, label, phase] += tokens
+            self._pending[self._offered, label] += tokens * slots
             if not step.active:
                 kept = slots if step.uniform is None else int(step.uniform.sum())
-                self._kept.labels(label).inc(int(tokens) * kept)
+                self._pending[self._kept, label] += tokens * kept
         if step.active:
             self._count_kept(step.num_tokens)
         if step.sample:
             self._count_experts(is_decode)
-        if not state.always_on or step.index % (4 * SAMPLE_EVERY) == 0:
+            self.publish()
+        if step.index % (4 * SAMPLE_EVERY) == 0 if state.always_on else step.active or step.sample:
             self._flush()
+
+    def publish(self) -> None:
+        """Add to Prometheus what the host has counted: a handful of writes that are not worth making in every step."""
+        for (total, *labels), number in self._pending.items():
+            total.labels(*labels).inc(number)
+        self._pending.clear()
 
     def _count_kept(self, num_tokens: int) -> None:
         kept = self._state.stats.kept
@@ -155,3 +165,10 @@ class StepMetrics:
             for distinct in np.flatnonzero(counts):
                 for _ in range(int(counts[distinct])):
                     self._experts.labels(phase).observe(int(distinct))
+
+
+def on_idle(result: None, reporter: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``SchedulerMetricsReporter.record_scheduler_idle``: publish what the last steps counted."""
+    state = get_state()
+    if state is not None and state.metrics is not None:
+        state.metrics.publish()

@@ -29,10 +29,17 @@ class StepPlan:
     Attributes:
         token_rows: int32 [num_tokens].
         tables: the schedules that occur, by row; the full model is left out.
+        tokens_by_row: how many tokens each row has; counted here unless the caller knows.
     """
 
     token_rows: np.ndarray
     tables: dict[int, LayerTable]
+    tokens_by_row: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tokens_by_row:
+            rows, counts = np.unique(self.token_rows, return_counts=True)
+            self.tokens_by_row = dict(zip(rows.tolist(), counts.tolist(), strict=True))
 
 
 @dataclass
@@ -157,10 +164,10 @@ class EngineState:
         as_written = (
             table.is_static and table.na.min() > 0 and (table.rescale[table.na < self.shape.top_k] == as_router).all()
         )
-        return table.na if as_written and (plan.token_rows == row).all() else None
+        return table.na if as_written and plan.tokens_by_row.keys() == {row} else None
 
     def _width(self, plan: StepPlan | None, tables: dict[int, LayerTable]) -> np.ndarray | None:
-        if plan is None or not tables or (plan.token_rows == FULL_ROW).any():
+        if plan is None or not tables or FULL_ROW in plan.tokens_by_row:
             return None
         return np.max([t.na for t in tables.values()], axis=0)
 

@@ -29,19 +29,20 @@ def select_experts(
 
     That is what an edited config does, bit for bit also in bf16, where ties are broken inside the router.
     """
-    state = get_state()
-    if state is not None and state.step.uniform is not None and layer_id in state.layer_index:
-        topk_config = _narrowed(topk_config, int(state.step.uniform[state.layer_index[layer_id]]))
+    num_shared = topk_config.num_shared_topk_slots
+    top_k = narrowed_top_k(layer_id, topk_config.top_k - num_shared) + num_shared
+    if top_k != topk_config.top_k:
+        topk_config = copy.copy(topk_config)
+        topk_config.top_k = top_k
     return original(hidden_states, router_logits, topk_config, layer_id=layer_id, **kwargs)
 
 
-def _narrowed(config: Any, na: int) -> Any:
-    top_k = na + config.num_shared_topk_slots
-    if top_k >= config.top_k:
-        return config
-    narrow = copy.copy(config)
-    narrow.top_k = top_k
-    return narrow
+def narrowed_top_k(layer_id: int | None, top_k: int) -> int:
+    """How many experts to ask the router for: fewer than ``top_k`` where all of the step's tokens agree on it."""
+    state = get_state()
+    if state is None or state.step.uniform is None or layer_id not in state.layer_index:
+        return top_k
+    return min(top_k, int(state.step.uniform[state.layer_index[layer_id]]))
 
 
 def post_process_topk_ids(
@@ -62,19 +63,48 @@ def post_process_topk_ids(
     logical_ids = topk_ids
     ids, weights, recorded = original(topk_ids, topk_weights, topk_config, router_logits, layer_id, *args, **kwargs)
     state = get_state()
-    if state is None or (layer := state.layer_index.get(layer_id)) is None:
+    if state is None:
         return ids, weights, recorded
+    remapped = kwargs.get("expert_location_dispatch_info") is not None
+    weights = weights.float()
+    drop_slots(state, layer_id, weights, ids, topk_config, router_logits, logical_ids if remapped else None)
+    if state.step.active and (layer := state.layer_index.get(layer_id)) is not None:
+        num_shared = topk_config.num_shared_topk_slots
+        if state.step.width is not None:
+            # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
+            width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
+            weights, ids = compact(weights, ids, width, num_shared)
+        if recorded is not None:
+            recorded = ids[:, : ids.shape[1] - num_shared]
+    return ids, weights, recorded
+
+
+def drop_slots(
+    state: EngineState,
+    layer_id: int,
+    weights: Tensor,
+    ids: Tensor,
+    topk_config: Any,
+    router_logits: Tensor,
+    logical_ids: Tensor | None = None,
+) -> None:
+    """Apply each token's schedule to weights (float32) and ids [tokens, slots] in place; count if this step is sampled.
+
+    Raises:
+        RuntimeError: the layer's kernel routes by itself, so that there are no logits to rank by.
+    """
+    if (layer := state.layer_index.get(layer_id)) is None:
+        return
     num_shared = topk_config.num_shared_topk_slots
     if not state.step.active:
         if state.step.sample:
             _count_experts(state, layer, ids[:, : ids.shape[1] - num_shared])
-        return ids, weights, recorded
+        return
     if router_logits.shape[0] != ids.shape[0]:
         raise RuntimeError(
             f"sglang-moe-opt: layer {layer_id} routes inside a fused kernel, so expert skipping cannot reach it; "
             "start the server with --moe-runner-backend triton"
         )
-    weights = weights.float()
     apply_skip(
         weights,
         ids,
@@ -82,18 +112,11 @@ def post_process_topk_ids(
         state.token_rows,
         state.table,
         layer,
-        logical_ids=None if kwargs.get("expert_location_dispatch_info") is None else logical_ids,
+        logical_ids=logical_ids,
         num_shared=num_shared,
         stats=state.stats,
         dynamic=state.step.dynamic,
     )
-    if state.step.width is not None:
-        # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
-        width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
-        weights, ids = compact(weights, ids, width, num_shared)
-    if recorded is not None:
-        recorded = ids[:, : ids.shape[1] - num_shared]
-    return ids, weights, recorded
 
 
 def _choice(config: Any, router_logits: Tensor) -> Choice:

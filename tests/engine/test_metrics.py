@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from sglang_moe_opt.engine import metrics
 from sglang_moe_opt.engine.metrics import HttpMetrics, StepMetrics
-from sglang_moe_opt.engine.state import EngineState, StepPlan
+from sglang_moe_opt.engine.state import EngineState, StepPlan, set_state
 from tests.engine.stand_ins import hint, make_state
 
 
@@ -48,6 +48,10 @@ def test_tokens_and_slots_by_profile_and_phase() -> None:
     run_step(state, counters, na=2, tokens=5, decode=False)
     run_step(state, counters, na=2, tokens=3)
     run_step(state, counters, na=None, tokens=2)
+    state.metrics = counters
+    set_state(state)
+    metrics.on_idle(None, None)
+    metrics.on_idle(None, None)
     assert value("tokens_total", profile="fast", phase="prefill") == 5
     assert value("tokens_total", profile="fast", phase="decode") == 3
     assert value("tokens_total", profile="full", phase="decode") == 2
@@ -87,6 +91,7 @@ def test_a_row_that_changed_hands_counts_for_its_new_profile() -> None:
     row = next(row for row, label in state.rows.labels.items() if label == "fast")
     state.rows.labels[row] = "balanced"
     run_step(state, counters, na=2, tokens=1)
+    counters.publish()
     assert value("slots_kept_total", profile="balanced") == 8
 
 

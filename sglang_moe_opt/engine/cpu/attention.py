@@ -58,9 +58,9 @@ def absorb_prepare(
         latent,
         attn.kv_a_layernorm.weight,
         attn.kv_a_layernorm.variance_epsilon,
-        _angles(attn.rotary_emb),
+        angles(attn.rotary_emb),
         positions,
-        _cache(attn),
+        latent_cache(attn),
         forward_batch.out_cache_loc,
         interleaved=not attn.rotary_emb.is_neox_style,
     )
@@ -76,9 +76,9 @@ def absorb_core(original: Callable[..., Any], attn: Any, *state: Any, **kwargs: 
     decode = batch.forward_mode.is_decode()
     latent = native.mla_attention(
         q,
-        _cache(attn),
+        latent_cache(attn),
         q.new_empty(tokens, heads, attn.kv_lora_rank),
-        _pools()[0].req_to_token,
+        pools()[0].req_to_token,
         batch.req_pool_indices.long(),
         batch.seq_lens.long(),
         None if decode else batch.extend_seq_lens.long(),
@@ -90,7 +90,7 @@ def absorb_core(original: Callable[..., Any], attn: Any, *state: Any, **kwargs: 
     return output if attn.next_skip_topk is None else (output, None)
 
 
-def _pools() -> tuple[Any, Any]:
+def pools() -> tuple[Any, Any]:
     """The request-to-slot table and the cache that this step runs on."""
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
@@ -98,26 +98,27 @@ def _pools() -> tuple[Any, Any]:
     return backend.req_to_token_pool, backend.token_to_kv_pool
 
 
-def _cache(attn: Any) -> Tensor:
-    cache: Tensor = _pools()[1].get_key_buffer(attn.attn_mqa.layer_id)
+def latent_cache(attn: Any) -> Tensor:
+    """The layer's cache [slots, latent + rope]."""
+    cache: Tensor = pools()[1].get_key_buffer(attn.attn_mqa.layer_id)
     return cache.view(cache.shape[0], -1)
 
 
 def _covered(attn: Any, batch: Any) -> bool:
     plain = getattr(attn, "_moe_opt_plain", None)
     if plain is None:
-        plain = attn._moe_opt_plain = native.ready() and _is_plain(attn)
+        plain = attn._moe_opt_plain = native.ready() and is_plain(attn)
     mode = batch.forward_mode
     return plain and batch.spec_info is None and (mode.is_decode() or mode.is_extend())
 
 
-def _is_plain(attn: Any) -> bool:
+def is_plain(attn: Any) -> bool:
     """True where the layer is MLA as published: no sparse index, LoRA, quantised latent or context parallelism."""
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
     keys, values, rotary = attn.w_kc.transpose(1, 2), attn.w_vc.transpose(1, 2), attn.rotary_emb
-    cache = _pools()[1].get_key_buffer(attn.attn_mqa.layer_id)
+    cache = pools()[1].get_key_buffer(attn.attn_mqa.layer_id)
     return (
         isinstance(get_attn_backend(), TorchNativeAttnBackend)
         and not attn.use_dsa
@@ -134,12 +135,12 @@ def _is_plain(attn: Any) -> bool:
     )
 
 
-def _angles(rotary: Any) -> Tensor:
+def angles(rotary: Any) -> Tensor:
     """Cosines and sines in float32: upstream rounds its table to the model's dtype."""
-    angles: Tensor | None = getattr(rotary, "_moe_opt_angles", None)
-    if angles is None or angles.shape[0] < rotary.cos_sin_cache.shape[0]:
+    known: Tensor | None = getattr(rotary, "_moe_opt_angles", None)
+    if known is None or known.shape[0] < rotary.cos_sin_cache.shape[0]:
         table = rotary.cos_sin_cache
         fresh = table if table.dtype is torch.float32 else rotary._compute_cos_sin_cache().float()
-        angles = fresh if fresh.shape[0] >= table.shape[0] else table.float()
-        rotary._moe_opt_angles = angles = angles.contiguous()
-    return angles
+        known = (fresh if fresh.shape[0] >= table.shape[0] else table.float()).contiguous()
+        rotary._moe_opt_angles = known
+    return known

@@ -15,24 +15,21 @@ def moe_forward_native(
     original: Callable[..., Tensor], layer: Any, x: Tensor, topk_output: Any, moe_runner_config: Any
 ) -> Tensor:
     """AROUND ``moe_forward_native``: the kernel where it covers the layer, else upstream's loop."""
-    if _covered(layer, x, moe_runner_config):
+    if native.ready() and native.supports(x, layer.w13_weight) and is_plain(layer, moe_runner_config):
         ids, weights = topk_output.topk_ids, topk_output.topk_weights.float()
         return native.experts(x, layer.w13_weight, layer.w2_weight, ids, weights)
     return _loop(original, layer, x, topk_output, moe_runner_config)
 
 
-def _covered(layer: Any, x: Tensor, config: Any) -> bool:
-    plain = (
+def is_plain(layer: Any, config: Any) -> bool:
+    """True where the experts are SwiGLU without bias, unquantised."""
+    return (
         config.activation == "silu"
         and config.gemm1_alpha is None
         and not config.apply_router_weight_on_input
         and getattr(layer, "w13_weight_bias", None) is None
         and getattr(layer, "w2_weight_bias", None) is None
-    )
-    return (
-        plain
-        and native.ready()
-        and native.supports(x, layer.w13_weight, layer.w2_weight)
+        and native.supports(layer.w13_weight, layer.w2_weight)
         and layer.w13_weight.is_contiguous()
         and layer.w2_weight.is_contiguous()
     )

@@ -39,3 +39,15 @@ def _route(original: Callable[..., Routed], kwargs: dict[str, Any], *, scoring: 
         renormalize=kwargs["renormalize"],
         scale=kwargs["routed_scaling_factor"] if scaled else 1.0,
     )
+
+
+def is_plain(config: Any) -> bool:
+    """True where the layer's ``TopK`` is one of the two routers of DeepSeek and nothing besides."""
+    bias = config.correction_bias
+    return (
+        config.use_grouped_topk
+        and config.custom_routing_function is None
+        and config.num_shared_topk_slots == 0
+        and not config.apply_routed_scaling_factor_on_output
+        and (config.scoring_func == "softmax" if bias is None else bias.dim() == 1 and bias.dtype is torch.float32)
+    )

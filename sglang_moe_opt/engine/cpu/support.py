@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from sglang_moe_opt.engine.cpu import attention, layers, router
+from sglang_moe_opt.engine.cpu import attention, decoder, layers, router
 
 _MLA = "models.deepseek_common.attention_forward_methods.forward_mla.DeepseekMLAForwardMixin"
 
@@ -66,6 +66,7 @@ def _plain_group(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, 
 
 
 KERNEL_HOOKS = {
+    "models.deepseek_v2.DeepseekV2Model.forward": decoder.model_forward,
     "layers.quantization.unquant.UnquantizedLinearMethod.apply": layers.linear_apply,
     "layers.logits_processor.LogitsProcessor._compute_lm_head": layers.compute_lm_head,
     "models.deepseek_v2.MoEGate.forward": layers.gate_forward,
@@ -92,5 +93,8 @@ def register_cpu_hooks() -> None:
         "sglang.srt.distributed.parallel_state.init_model_parallel_group", _plain_group, HookType.BEFORE
     )
     AttentionBackendRegistry.register("torch_native", _absorbed_mla)
+    HookRegistry.register(
+        "sglang.srt.models.deepseek_v2.DeepseekV2ForCausalLM.load_weights", decoder.after_load_weights, HookType.AFTER
+    )
     for target, function in KERNEL_HOOKS.items():
         HookRegistry.register(f"sglang.srt.{target}", function, HookType.AROUND)

@@ -39,15 +39,16 @@ logger = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES = {  # i: int, l: int64, f: float, p: pointer
     "linear": "iipllpppllllll",
-    "experts": "iplppippplllll",
+    "experts": "iplppippfpplllll",
     "mla_attention": "ipppplpppllllf",
     "rms_norm": "iplpppllf",
     "silu_and_mul": "ippll",
     "mla_rope": "ipllpplpfpppplllli",
     "route": "ppppllllliif",
+    "decoder": "iplpppp",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
-_functions: dict[str, Any] = {}
+functions: dict[str, Any] = {}
 
 
 @functools.cache
@@ -73,7 +74,7 @@ def load() -> None:
         function = getattr(library(), f"moe_opt_{name}")
         function.argtypes = [_TYPES[kind] for kind in signature]
         function.restype = None
-        _functions[name] = function
+        functions[name] = function
 
 
 def supports(*tensors: Tensor) -> bool:
@@ -87,7 +88,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dtype: torc
     rows = x.reshape(-1, x.shape[-1])
     n = weight.shape[0]
     out = torch.empty(rows.shape[0], n, dtype=dtype or x.dtype)
-    _functions["linear"](
+    functions["linear"](
         x.dtype is torch.bfloat16,
         dtype is torch.float32,
         rows.data_ptr(),
@@ -109,7 +110,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dtype: torc
 def head_linear(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """``out[t, h] = x[t, h] @ weight[h].T``: x [tokens, heads, k], weight [heads, n, k] contiguous, out [.., n]."""
     heads, n, k = weight.shape
-    _functions["linear"](
+    functions["linear"](
         x.dtype is torch.bfloat16,
         False,
         x.data_ptr(),
@@ -144,7 +145,7 @@ def experts(x: Tensor, w13: Tensor, w2: Tensor, ids: Tensor, weights: Tensor) ->
     n_experts, hidden, inner = w2.shape
     ids, weights = ids.contiguous(), weights.contiguous()
     out = x.new_empty(x.shape)
-    _functions["experts"](
+    functions["experts"](
         x.dtype is torch.bfloat16,
         x.data_ptr(),
         x.stride(0),
@@ -153,6 +154,8 @@ def experts(x: Tensor, w13: Tensor, w2: Tensor, ids: Tensor, weights: Tensor) ->
         ids.dtype is torch.int64,
         ids.data_ptr(),
         weights.data_ptr(),
+        1.0,
+        None,
         out.data_ptr(),
         ids.shape[0],
         ids.shape[1],
@@ -184,7 +187,7 @@ def mla_attention(
         query_lengths: int64 [batch], new tokens of each sequence; None = 1.
         scale: of the scores.
     """
-    _functions["mla_attention"](
+    functions["mla_attention"](
         q.dtype is torch.bfloat16,
         q.data_ptr(),
         cache.data_ptr(),
@@ -207,7 +210,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None 
     """Norm of the rows of x [..., n], or of x + residual, which then replaces ``residual`` (contiguous)."""
     rows = x.reshape(-1, x.shape[-1])
     out = x.new_empty(x.shape)
-    _functions["rms_norm"](
+    functions["rms_norm"](
         x.dtype is torch.bfloat16,
         rows.data_ptr(),
         rows.stride(0),
@@ -225,7 +228,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(gate) * up`` of x [..., 2n] contiguous, gate first."""
     n = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], n)
-    _functions["silu_and_mul"](x.dtype is torch.bfloat16, x.data_ptr(), out.data_ptr(), out.numel() // n, n)
+    functions["silu_and_mul"](x.dtype is torch.bfloat16, x.data_ptr(), out.data_ptr(), out.numel() // n, n)
     return out
 
 
@@ -255,7 +258,7 @@ def mla_rope(
         interleaved: neighbours are rotated together (DeepSeek), not halves (NeoX).
     """
     tokens, heads, rope = q.shape
-    _functions["mla_rope"](
+    functions["mla_rope"](
         q.dtype is torch.bfloat16,
         q.data_ptr(),
         q.stride(0),
@@ -300,7 +303,7 @@ def route(
     """
     tokens, experts_ = logits.shape
     weights, ids = torch.empty(tokens, k), torch.empty(tokens, k, dtype=torch.int32)
-    _functions["route"](
+    functions["route"](
         logits.data_ptr(),
         None if bias is None else bias.data_ptr(),
         weights.data_ptr(),

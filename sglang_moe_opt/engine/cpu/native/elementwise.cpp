@@ -1,6 +1,7 @@
 // The small operations between the products: normalisation, SiLU, rotary embedding with the write to the cache.
 #include <cmath>
 
+#include "kernels.h"
 #include "product.h"
 
 namespace moe_opt {

@@ -1,6 +1,7 @@
 // Routed experts: tokens grouped by expert, gate and up fused with SiLU, weighted sum in slot order.
 #include <vector>
 
+#include "kernels.h"
 #include "product.h"
 
 namespace moe_opt {
@@ -26,30 +27,23 @@ std::vector<Group> group_slots(const Id* ids, int64_t slots, int64_t experts, st
   return groups;
 }
 
-template <typename T>
-T* scratch(std::vector<unsigned char>& memory, int64_t count) {
-  const size_t bytes = count * sizeof(T) + 64;
-  if (memory.size() < bytes) memory.resize(bytes);
-  return (T*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
-}
-
-// x (tokens, hidden), w13 (experts, 2 inner, hidden) gate rows first, w2 (experts, hidden, inner), out (tokens, hidden)
+// x (tokens, hidden), w13 (experts, 2 inner, hidden) gate rows first, w2 (experts, hidden, inner), add and out
+// (tokens, hidden); out may be x
 template <typename T, typename Id>
-void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids, const float* weights, T* out,
-             int64_t tokens, int64_t k, int64_t hidden, int64_t inner, int64_t n_experts) {
-  static thread_local std::vector<unsigned char> inner_memory, output_memory;
-  static thread_local std::vector<int64_t> order;
+void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids, const float* weights,
+             float scale, const T* add, T* out, int64_t tokens, int64_t k, int64_t hidden, int64_t inner, int64_t n_experts) {
+  std::vector<int64_t> order;
   const std::vector<Group> groups = group_slots(ids, tokens * k, n_experts, order);
-  T* activated = scratch<T>(inner_memory, order.size() * inner);
-  T* outputs = scratch<T>(output_memory, tokens * k * hidden);
+  const Buffer<T> activated_buffer(order.size() * inner), outputs_buffer(tokens * k * hidden);
+  T *activated = activated_buffer, *outputs = outputs_buffer;
   const int64_t* slots = order.data();
-  constexpr int64_t up_columns = 32, down_columns = 64;
+  constexpr int64_t up_columns = 64, down_columns = 64;
   const int64_t up_blocks = (inner + up_columns - 1) / up_columns;
   const int64_t down_blocks = (hidden + down_columns - 1) / down_columns;
   const int64_t n_groups = groups.size();
 #pragma omp parallel if (order.size() * inner * hidden > (1 << 16))
   {
-#pragma omp for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(guided)
     for (int64_t g = 0; g < n_groups; ++g)
       for (int64_t c = 0; c < up_blocks; ++c) {
         const Group group = groups[g];
@@ -69,7 +63,7 @@ void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids
               }
             });
       }
-#pragma omp for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(guided)
     for (int64_t g = 0; g < n_groups; ++g)
       for (int64_t c = 0; c < down_blocks; ++c) {
         const Group group = groups[g];
@@ -90,13 +84,15 @@ void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids
         f32x16 acc = {};
         for (int64_t s = t * k; s < (t + 1) * k; ++s)
           if (ids[s] >= 0) acc += load16(outputs + s * hidden + j) * weights[s];
+        acc *= scale;
+        if (add) acc += load16(add + t * hidden + j);
         store16(out + t * hidden + j, acc);
       }
       for (; j < hidden; ++j) {
         float acc = 0;
         for (int64_t s = t * k; s < (t + 1) * k; ++s)
           if (ids[s] >= 0) acc += to_float(outputs[s * hidden + j]) * weights[s];
-        store1(out + t * hidden + j, acc);
+        store1(out + t * hidden + j, acc * scale + (add ? to_float(add[t * hidden + j]) : 0.0f));
       }
     }
   }
@@ -104,24 +100,25 @@ void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids
 
 template <typename T>
 void experts_of(const void* x, int64_t x_row, const void* w13, const void* w2, int wide_ids, const void* ids,
-                const float* weights, void* out, int64_t tokens, int64_t k, int64_t hidden, int64_t inner,
-                int64_t n_experts) {
+                const float* weights, float scale, const void* add, void* out, int64_t tokens, int64_t k,
+                int64_t hidden, int64_t inner, int64_t n_experts) {
+  const auto run = [&](auto typed_ids) {
+    experts((const T*)x, x_row, (const T*)w13, (const T*)w2, typed_ids, weights, scale, (const T*)add, (T*)out, tokens,
+            k, hidden, inner, n_experts);
+  };
   if (wide_ids)
-    experts((const T*)x, x_row, (const T*)w13, (const T*)w2, (const int64_t*)ids, weights, (T*)out, tokens, k, hidden,
-            inner, n_experts);
+    run((const int64_t*)ids);
   else
-    experts((const T*)x, x_row, (const T*)w13, (const T*)w2, (const int32_t*)ids, weights, (T*)out, tokens, k, hidden,
-            inner, n_experts);
+    run((const int32_t*)ids);
 }
 
 }  // namespace moe_opt
 
 extern "C" void moe_opt_experts(int is_bf16, const void* x, int64_t x_row, const void* w13, const void* w2,
-                                int wide_ids, const void* ids, const float* weights, void* out, int64_t tokens,
-                                int64_t k, int64_t hidden, int64_t inner, int64_t n_experts) {
+                                int wide_ids, const void* ids, const float* weights, float scale, const void* add,
+                                void* out, int64_t tokens, int64_t k, int64_t hidden, int64_t inner,
+                                int64_t n_experts) {
   using namespace moe_opt;
-  if (is_bf16)
-    experts_of<bf16>(x, x_row, w13, w2, wide_ids, ids, weights, out, tokens, k, hidden, inner, n_experts);
-  else
-    experts_of<float>(x, x_row, w13, w2, wide_ids, ids, weights, out, tokens, k, hidden, inner, n_experts);
+  const auto run = is_bf16 ? experts_of<bf16> : experts_of<float>;
+  run(x, x_row, w13, w2, wide_ids, ids, weights, scale, add, out, tokens, k, hidden, inner, n_experts);
 }

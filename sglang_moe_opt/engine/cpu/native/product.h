@@ -12,30 +12,43 @@ namespace moe_opt {
 
 constexpr int kTileRows = 6;
 constexpr int kBlockColumns = 128;
+constexpr int64_t kAhead = 16;  // of 64-byte lines
 
 using Block = float[kTileRows][kBlockColumns];
 
-// out[m][n] = a[m] . b[n]
+// out[m][n] = a[m] . b[n]. From two rows on, a tile computes too long for the processor to look ahead far enough by
+// itself: the columns are prefetched kAhead lines early, at the end of a tile those of the next one.
 template <typename T, int M, int N>
-inline void tile(const T* const* a, const T* const* b, int64_t k, float* out) {
+inline void tile(const T* const* a, const T* const* b, const T* const* next, int64_t k, float* out) {
   constexpr int width = Packed<T>::width;
   f32x16 acc[M][N] = {};
   const T* rows[M];
   const T* columns[N];
+  const T* ahead[N];
   for (int m = 0; m < M; ++m) rows[m] = a[m];
   for (int n = 0; n < N; ++n) columns[n] = b[n];
-  int64_t i = 0;
-  for (; i + width <= k; i += width) {
-    typename Packed<T>::type column[N];
+  const auto steps = [&](int64_t i, int64_t end) __attribute__((always_inline)) {
+    for (; i + width <= end; i += width) {
+      typename Packed<T>::type column[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) column[n] = load(columns[n] + i);
+      for (int n = 0; n < N; ++n) {
+        column[n] = load(columns[n] + i);
+        if (M > 1) __builtin_prefetch(ahead[n] + i);
+      }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const auto row = load(rows[m] + i);
+      for (int m = 0; m < M; ++m) {
+        const auto row = load(rows[m] + i);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[m][n] = dot(acc[m][n], row, column[n]);
+        for (int n = 0; n < N; ++n) acc[m][n] = dot(acc[m][n], row, column[n]);
+      }
     }
-  }
+    return i;
+  };
+  const int64_t distance = M == 1 ? 0 : std::min(k, kAhead * width);
+  for (int n = 0; n < N; ++n) ahead[n] = columns[n] + distance;
+  int64_t i = steps(0, k - distance);
+  for (int n = 0; n < N; ++n) ahead[n] = next[n] + distance - k;
+  i = steps(i, k);
   if (i < k)
     for (int m = 0; m < M; ++m) {
       const auto row = load_part(rows[m] + i, k - i);
@@ -53,10 +66,11 @@ inline void tile(const T* const* a, const T* const* b, int64_t k, float* out) {
 template <typename T, int M, typename B>
 inline void tile_row(const T* const* a, B b, int64_t n, int64_t k, float* out) {
   constexpr int width = M == 1 ? 8 : 4;
-  const T* columns[width];
-  for (int64_t j = 0; j < n; j += width) {
-    for (int i = 0; i < width; ++i) columns[i] = b(std::min(j + i, n - 1));
-    tile<T, M, width>(a, columns, k, out + j);
+  const T* columns[2][width];
+  for (int i = 0; i < width; ++i) columns[0][i] = b(std::min<int64_t>(i, n - 1));
+  for (int64_t j = 0, t = 0; j < n; j += width, ++t) {
+    for (int i = 0; i < width; ++i) columns[(t + 1) % 2][i] = b(std::min(j + width + i, n - 1));
+    tile<T, M, width>(a, columns[t % 2], columns[(t + 1) % 2], k, out + j);
   }
 }
 

@@ -5,6 +5,8 @@
 
 #include "simd.h"
 
+#include "kernels.h"
+
 namespace moe_opt {
 
 struct Router {
