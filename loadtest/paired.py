@@ -9,23 +9,18 @@ An arm is ``SERVER[/HINT]``: SERVER is ``plain`` (skipping not configured), ``pl
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from loadtest.burst import Burst, random_prompts, run_burst
+from loadtest.results import provenance, ratios, spread, write_json
 from loadtest.servers import server
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.model_shape import MoEShape
@@ -51,7 +46,7 @@ def main(
     bursts: dict[tuple[str, int], list[Burst]] = {(a, c): [] for a in arm for c in levels}
     with ExitStack() as stack:
         client = stack.enter_context(httpx.Client(timeout=60))
-        urls = {name: stack.enter_context(_start(name, folder, FIRST_PORT + i)) for i, name in enumerate(names)}
+        urls = {name: stack.enter_context(_start(name, folder, FIRST_PORT + i)).url for i, name in enumerate(names)}
         progress = stack.enter_context(Progress(console=Console(stderr=True)))
         task = progress.add_task("warm-up", total=(pairs + 1) * len(levels) * len(arm))
         for turn in range(pairs + 1):
@@ -65,9 +60,9 @@ def main(
                         bursts[a, c].append(burst)
                     progress.update(task, advance=1, description=f"round {turn}/{pairs}, c={c}, {a}")
             if turn:
-                _write(out, _result(arm, levels, bursts, model, turn, input_len, output_len))
+                write_json(out, _result(arm, levels, bursts, model, turn, input_len, output_len))
     result = _result(arm, levels, bursts, model, pairs, input_len, output_len)
-    _write(out, result)
+    write_json(out, result)
     _print(result)
 
 
@@ -111,49 +106,27 @@ def _result(
                 {
                     "arm": a,
                     "concurrency": c,
-                    "decode_tok_s": _spread([b.decode_tok_s for b in mine]),
-                    "output_tok_s": _spread([b.output_tok_s for b in mine]),
-                    "ttft_s": _spread([b.ttft_s for b in mine]),
-                    "decode_ratio_to_first": _spread(
-                        [m.decode_tok_s / b.decode_tok_s for m, b in zip(mine, base, strict=True)]
+                    "decode_tok_s": spread([b.decode_tok_s for b in mine]),
+                    "output_tok_s": spread([b.output_tok_s for b in mine]),
+                    "ttft_s": spread([b.ttft_s for b in mine]),
+                    "decode_ratio_to_first": spread(
+                        ratios([b.decode_tok_s for b in mine], [b.decode_tok_s for b in base])
                     ),
-                    "output_ratio_to_first": _spread(
-                        [m.output_tok_s / b.output_tok_s for m, b in zip(mine, base, strict=True)]
+                    "output_ratio_to_first": spread(
+                        ratios([b.output_tok_s for b in mine], [b.output_tok_s for b in base])
                     ),
                     "requests_with_tokens_of_first": sum(same),
                     "requests": len(same),
                 }
             )
     return {
-        "command": " ".join(
-            ["python -m loadtest.paired", *(json.dumps(a) if " " in a or "{" in a else a for a in sys.argv[1:])]
-        ),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("sglang-moe-opt", "sglang", "torch")},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
+        **provenance("loadtest.paired"),
         "model": model,
         "pairs": pairs,
         "input_len": input_len,
         "output_len": output_len,
         "points": points,
     }
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    low, median, high = np.percentile(values, [25, 50, 75]) if values else (np.nan,) * 3
-    return {"median": median, "quartiles": [low, high], "all": [round(v, 4) for v in values]}
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
 
 
 def _print(result: dict[str, Any]) -> None:

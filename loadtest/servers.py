@@ -10,20 +10,55 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
-from sglang_moe_opt.launch import CPU_ENV, plan_launch
+from sglang_moe_opt.launch import plan_launch
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        url: its base.
+        group: id of its process group.
+        load_s: seconds from its start to its first answer on /health.
+    """
+
+    url: str
+    group: int
+    load_s: float
+
+    def memory(self) -> int:
+        """Bytes of memory that its processes hold, shared pages counted once (PSS)."""
+        total = 0
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) == self.group:
+                    total += process.memory_full_info().pss
+            except (ProcessLookupError, psutil.Error):
+                continue  # ended meanwhile
+        return total
 
 
 @contextmanager
 def server(
-    model: str, *, on_cpu: bool, policy: str | None, port: int, extra: Sequence[str] = (), deadline_s: float = 600
-) -> Iterator[str]:
-    """Serve ``model`` on ``port`` of this machine and yield its URL.
+    model: str,
+    *,
+    on_cpu: bool,
+    policy: str | None,
+    port: int,
+    extra: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    deadline_s: float = 600,
+) -> Iterator[Running]:
+    """Serve ``model`` with SGLang on ``port`` of this machine.
 
     Args:
         model: folder of the checkpoint, or a hub id.
@@ -31,7 +66,25 @@ def server(
         policy: policy file or ``builtin``; None starts SGLang with skipping not configured.
         port: TCP port.
         extra: further ``sglang serve`` arguments.
+        env: further environment variables.
         deadline_s: seconds until /health must answer 200.
+
+    Raises:
+        RuntimeError: the port is taken, or the server did not come up; then the message ends with its log.
+    """
+    plan = plan_launch(model, on_cpu=on_cpu, extra=[*extra, "--port", str(port)], policy=policy)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
+    whole = {**plan.env, **inherited, **(env or {})}
+    argv = [sys.executable, "-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv]
+    with running(argv, port=port, env=whole, deadline_s=deadline_s) as served:
+        yield served
+
+
+@contextmanager
+def running(
+    argv: Sequence[str], *, port: int, env: Mapping[str, str] | None = None, deadline_s: float = 600
+) -> Iterator[Running]:
+    """Start a server, wait for its /health, and end it with all its processes.
 
     Raises:
         RuntimeError: the port is taken, or the server did not come up; then the message ends with its log.
@@ -39,16 +92,13 @@ def server(
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise RuntimeError(f"port {port} is taken: another server would be measured in place of ours")
-    plan = plan_launch(model, on_cpu=on_cpu, extra=[*extra, "--port", str(port)], policy=policy)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
-    if on_cpu:
-        env = {**CPU_ENV, **env}
     url = f"http://127.0.0.1:{port}"
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv],
+                argv,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=env,
@@ -57,7 +107,7 @@ def server(
             )
         try:
             _wait(process, url, log, deadline_s)
-            yield url
+            yield Running(url, process.pid, time.monotonic() - start)
         finally:
             _stop(process)
 
@@ -76,7 +126,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, deadline_s: flo
                 return
         except httpx.TransportError:
             pass
-        time.sleep(1)
+        time.sleep(0.2)
     tail = log.read_text(errors="replace")[-3000:]
     raise RuntimeError(f"the server at {url} did not come up; its log ends:\n{tail}")
 

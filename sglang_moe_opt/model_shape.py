@@ -36,7 +36,8 @@ class MoEShape:
     renormalize: the router divides the kept weights by their sum. scoring: how logits become scores.
     n_group, topk_group: expert groups, and groups kept per token; 1 and 1 without groups.
     hidden_size ... shared_intermediate_size (all shared experts together): widths in elements.
-    attention_params: weights of one layer's attention projections. bytes_per_param: 2 for bf16, 1 for fp8.
+    attention_params: weights of one layer's attention projections. kv_width: cached elements per token and layer.
+    bytes_per_param: 2 for bf16, 1 for fp8.
     """
 
     num_layers: int
@@ -54,6 +55,7 @@ class MoEShape:
     intermediate_size: int = 0
     vocab_size: int = 0
     attention_params: int = 0
+    kv_width: int = 0
     bytes_per_param: float = 2.0
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class MoEShape:
             intermediate_size=_int(config, "intermediate_size"),
             vocab_size=_int(config, "vocab_size"),
             attention_params=_attention_params(config, hidden),
+            kv_width=_kv_width(config, hidden),
             bytes_per_param=_bytes_per_param(config),
         )
 
@@ -196,6 +199,13 @@ def _attention_params(config: Mapping[str, Any], hidden: int) -> int:
         index_dim = _int(config, "index_head_dim")
         params += (q_rank or hidden) * index_heads * index_dim + hidden * (index_dim + index_heads)
     return int(params)
+
+
+def _kv_width(config: Mapping[str, Any], hidden: int) -> int:
+    if config.get("kv_lora_rank") is not None:  # one latent, and one rotary key for all heads
+        return _int(config, "kv_lora_rank") + _int(config, "qk_rope_head_dim")
+    heads = _int(config, "num_attention_heads")
+    return int(2 * _get(config, "num_key_value_heads", default=heads) * (config.get("head_dim") or hidden // heads))
 
 
 def _bytes_per_param(config: Mapping[str, Any]) -> float:

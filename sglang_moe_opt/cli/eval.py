@@ -133,5 +133,5 @@ def _own_server(model: str, dtype: str, config: Path | None, console: Console) -
     extra = ["--dtype", dtype]
     with ExitStack() as stack:
         with console.status(f"starting a server for {model}"):
-            url = stack.enter_context(server(path, on_cpu=not has_accelerator(), policy=policy, port=port, extra=extra))
-        yield url
+            own = stack.enter_context(server(path, on_cpu=not has_accelerator(), policy=policy, port=port, extra=extra))
+        yield own.url

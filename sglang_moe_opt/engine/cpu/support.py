@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from sglang_moe_opt.engine.cpu import attention, decoder, layers, router
+from sglang_moe_opt.engine.cpu import attention, decoder, layers, native, router
 
 _MLA = "models.deepseek_common.attention_forward_methods.forward_mla.DeepseekMLAForwardMixin"
 
@@ -65,6 +65,12 @@ def _plain_group(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, 
     return args, {**kwargs, **dict.fromkeys(cuda_only, False)}
 
 
+def _build_kernels(result: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compile while the server starts, not in its first request."""
+    native.ready()
+    return result
+
+
 KERNEL_HOOKS = {
     "models.deepseek_v2.DeepseekV2Model.forward": decoder.model_forward,
     "layers.quantization.unquant.UnquantizedLinearMethod.apply": layers.linear_apply,
@@ -95,6 +101,9 @@ def register_cpu_hooks() -> None:
     AttentionBackendRegistry.register("torch_native", _absorbed_mla)
     HookRegistry.register(
         "sglang.srt.models.deepseek_v2.DeepseekV2ForCausalLM.load_weights", decoder.after_load_weights, HookType.AFTER
+    )
+    HookRegistry.register(
+        "sglang.srt.model_executor.model_runner.ModelRunner.load_model", _build_kernels, HookType.AFTER
     )
     for target, function in KERNEL_HOOKS.items():
         HookRegistry.register(f"sglang.srt.{target}", function, HookType.AROUND)

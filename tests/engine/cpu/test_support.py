@@ -88,6 +88,7 @@ def test_the_hooks_and_the_attention_path_are_registered(monkeypatch: pytest.Mon
         "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper",
         "sglang.srt.distributed.parallel_state.init_model_parallel_group",
         "sglang.srt.models.deepseek_v2.DeepseekV2ForCausalLM.load_weights",
+        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
         *(f"sglang.srt.{target}" for target in support.KERNEL_HOOKS),
     }
     handler = handlers.AttentionBackendRegistry.get_handler("torch_native")

@@ -46,6 +46,7 @@ _SIGNATURES = {  # i: int, l: int64, f: float, p: pointer
     "mla_rope": "ipllpplpfpppplllli",
     "route": "ppppllllliif",
     "decoder": "iplpppp",
+    "read": "pl",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 functions: dict[str, Any] = {}

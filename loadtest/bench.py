@@ -1,0 +1,216 @@
+"""`make bench`: SGLang without our CPU path, with it, llama.cpp, and what the machine could do, measured in turns.
+
+    python -m loadtest.bench --out docs/results/bench
+
+Servers on the same weights stand side by side and answer the same prompts one after the other; a round begins and ends
+with a probe of the machine, and ratios are formed round by round. Decode tok/s is the same for every server, from
+outside: c x (L - 1) tokens over the time of a burst of L tokens each less that of a burst of 1 token each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from loadtest import llama_cpp
+from loadtest.bench_report import LLAMA, OURS, SGLANG, Sample, show, summary, write_plot
+from loadtest.burst import random_prompts
+from loadtest.gguf_export import ensure_gguf
+from loadtest.probe import Probe
+from loadtest.results import provenance, write_json
+from loadtest.servers import Running, running, server
+from sglang_moe_opt.cli.serve import resolve_model
+from sglang_moe_opt.model_shape import MoEShape
+
+FIRST_PORT = 30860
+FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "32768", "--log-level", "warning")
+UPSTREAM_ENV = {"SGLANG_MOE_OPT_CPU_KERNELS": "0", "THP_MEM_ALLOC_ENABLE": "0", "SGLANG_EAGER_INPUT_NO_COPY": "0"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A server and the number of routed experts that it runs with."""
+
+    server: str
+    na: int
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the results: bench.json, bench.png.")],
+    model: Annotated[str, typer.Option(help="Folder or shape:NAME@LAYERS.")] = "shape:deepseek-v2-lite@5",
+    na: Annotated[str, typer.Option(help="Routed experts, comma-separated; the first is the model's own.")] = "6,2",
+    concurrency: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "1,4,16,64",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
+    input_len: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 32,
+    output_len: Annotated[int, typer.Option(min=2, help="Generated tokens; half of it from 16 at a time.")] = 64,
+) -> None:
+    """Compare servers and the roofline at every concurrency and number of experts; needs an idle machine."""
+    console = Console(stderr=True)
+    folder = Path(resolve_model(model))
+    shape = MoEShape.from_path(folder)
+    levels, counts = ([int(n) for n in text.split(",")] for text in (concurrency, na))
+    binary = llama_cpp.find()
+    if binary is None:
+        console.print("llama.cpp is not installed and is left out: pip install 'sglang-moe-opt[bench]' builds it")
+    samples: list[Sample] = []
+    loads: list[dict[str, Any]] = []
+    bench = _Bench(shape, levels, rounds, input_len, output_len, Probe())
+    with httpx.Client(timeout=60) as client, Progress(console=console) as progress:
+        for count in counts:
+            arms = [Arm(SGLANG, count), Arm(OURS, count)] + ([Arm(LLAMA, count)] if binary else [])
+            if count != counts[0]:
+                arms.append(Arm(OURS, counts[0]))  # so that the speed-up is paired, too
+            with ExitStack() as stack:
+                task = progress.add_task(f"na={count}: starting servers", total=(rounds + 1) * len(levels) * len(arms))
+                servers = _start(stack, folder, count, max(levels), input_len + output_len, binary)
+                for turn in range(rounds + 1):
+                    for sample in bench.round(client, servers, arms, turn, progress, task):
+                        samples += [sample] if turn else []
+                    result = {
+                        **provenance("loadtest.bench"),
+                        "model": model,
+                        "input_len": input_len,
+                        "loads": [*loads, *_loads(servers, count)],
+                        "summary": summary(samples, shape, input_len) if samples else [],
+                        "samples": [asdict(sample) for sample in samples],
+                    }
+                    write_json(out / "bench.json", result)
+                loads += _loads(servers, count)
+    write_plot(result, out / "bench.png")
+    show(result, Console())
+
+
+@dataclass(frozen=True)
+class _Bench:
+    shape: MoEShape
+    levels: list[int]
+    rounds: int
+    input_len: int
+    output_len: int
+    probe: Probe
+
+    def round(
+        self,
+        client: httpx.Client,
+        servers: dict[str, Running],
+        arms: list[Arm],
+        turn: int,
+        progress: Progress,
+        task: Any,
+    ) -> list[Sample]:
+        """Every arm at every concurrency once; odd rounds in the other order. Round 0 warms up with short answers."""
+        samples = []
+        for c in self.levels:
+            prompts = random_prompts(c, self.input_len, self.shape.vocab_size, seed=1000 * turn + c)
+            length = (self.output_len if c < 16 else self.output_len // 2) if turn else 4
+            before = self.probe.machine()
+            timed = []
+            for arm in arms if turn % 2 else reversed(arms):
+                url = servers[arm.server].url
+                timed.append((arm, *self._burst(client, url, arm, prompts, length)))
+                what = f"round {turn}/{self.rounds}, c={c}, {arm.server} na={arm.na}"
+                progress.update(task, advance=1, description=what)
+            after = self.probe.machine()
+            samples += [
+                Sample(
+                    phase=arms[0].na,
+                    server=arm.server,
+                    na=arm.na,
+                    concurrency=c,
+                    round=turn,
+                    output_len=length,
+                    first_s=first,
+                    all_s=whole,
+                    distinct_experts=distinct,
+                    read_bandwidth=(before.read_bandwidth + after.read_bandwidth) / 2,
+                    peak_flops=(before.peak_flops + after.peak_flops) / 2,
+                )
+                for arm, first, whole, distinct in timed
+            ]
+        return samples
+
+    def _burst(
+        self, client: httpx.Client, url: str, arm: Arm, prompts: list[list[int]], length: int
+    ) -> tuple[float, float, float | None]:
+        hint = {"na": arm.na} if arm.server == OURS and arm.na != self.shape.top_k else None
+        seconds = []
+        for tokens in (1, length):
+            counted = _distinct_experts(client, url) if arm.server == OURS else None
+            if arm.server != LLAMA:
+                client.post(url + "/flush_cache").raise_for_status()
+            start = time.perf_counter()
+            if arm.server == LLAMA:
+                generated = llama_cpp.generate(client, url, prompts, tokens)
+            else:
+                generated = _generate(client, url, prompts, tokens, hint)
+            seconds.append(time.perf_counter() - start)
+            if generated != len(prompts) * tokens:
+                raise RuntimeError(f"{arm.server} generated {generated} tokens, {len(prompts) * tokens} were asked for")
+        if counted is None:
+            return seconds[0], seconds[1], None
+        total, number = (now - then for now, then in zip(_distinct_experts(client, url), counted, strict=True))
+        return seconds[0], seconds[1], total / number if number else None
+
+
+def _generate(client: httpx.Client, url: str, prompts: list[list[int]], output_len: int, hint: Any | None) -> int:
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": output_len, "ignore_eos": True}
+    if hint is not None:
+        params["custom_params"] = {"moe_skip": hint}
+    response = client.post(url + "/generate", json={"input_ids": prompts, "sampling_params": params}, timeout=1200)
+    response.raise_for_status()
+    return sum(answer["meta_info"]["completion_tokens"] for answer in response.json())
+
+
+def _distinct_experts(client: httpx.Client, url: str) -> tuple[float, float]:
+    """Sum and number of the decode steps' counts so far."""
+    text = client.get(url + "/metrics").raise_for_status().text
+    found = re.findall(r'^sglang_moe_opt_unique_experts_(sum|count)\{phase="decode"[^}]*\} (\S+)', text, re.MULTILINE)
+    values = {kind: float(value) for kind, value in found}
+    return values.get("sum", 0.0), values.get("count", 0.0)
+
+
+def _start(
+    stack: ExitStack, folder: Path, na: int, slots: int, context: int, binary: Path | None
+) -> dict[str, Running]:
+    """One after the other: loading two models at once would need the memory of both twice."""
+    override = ["--json-model-override-args", json.dumps({"num_experts_per_tok": na})]
+    servers = {
+        SGLANG: stack.enter_context(
+            server(
+                str(folder),
+                on_cpu=True,
+                policy=None,
+                port=FIRST_PORT,
+                extra=[*FLAGS, *override],
+                env=UPSTREAM_ENV,
+            )
+        ),
+        OURS: stack.enter_context(server(str(folder), on_cpu=True, policy="builtin", port=FIRST_PORT + 1, extra=FLAGS)),
+    }
+    if binary is not None:
+        argv = llama_cpp.command(
+            binary, ensure_gguf(folder), port=FIRST_PORT + 2, slots=slots, context=context + 16, na=na
+        )
+        servers[LLAMA] = stack.enter_context(running(argv, port=FIRST_PORT + 2))
+    return servers
+
+
+def _loads(servers: dict[str, Running], na: int) -> list[dict[str, Any]]:
+    return [
+        {"server": name, "na": na, "load_s": round(one.load_s, 2), "memory_bytes": one.memory()}
+        for name, one in servers.items()
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

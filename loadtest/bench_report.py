@@ -1,0 +1,181 @@
+"""From the samples of a benchmark to medians, paired ratios, fractions of the roofline, a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.results import ratios, spread
+from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.perfmodel.roofline import Machine, decode_step, expected_distinct_experts
+
+SGLANG, OURS, LLAMA = "sglang", "moe-opt", "llama.cpp"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One arm at one concurrency in one round; seconds from outside.
+
+    Attributes:
+        phase: routed experts that the servers of the phase were compared under.
+        na: routed experts of this sample.
+        first_s, all_s: a burst of one token each, and of ``output_len`` each.
+        distinct_experts: mean per layer and decode step of the long burst; None where the server does not tell.
+        read_bandwidth, peak_flops: of the machine, mean of the probes around this concurrency.
+    """
+
+    phase: int
+    server: str
+    na: int
+    concurrency: int
+    round: int
+    output_len: int
+    first_s: float
+    all_s: float
+    distinct_experts: float | None
+    read_bandwidth: float
+    peak_flops: float
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Generated tokens per second, the first of each request left out."""
+        return self.concurrency * (self.output_len - 1) / (self.all_s - self.first_s)
+
+    @property
+    def output_tok_s(self) -> float:
+        """Generated tokens per second from sending to the last answer, prefill included."""
+        return self.concurrency * self.output_len / self.all_s
+
+    def roofline_tok_s(self, shape: MoEShape, input_len: int, distinct: float, *, overlap: bool = True) -> float:
+        """What the machine could decode at the bandwidth and peak of this round."""
+        context = input_len + self.output_len / 2
+        work = decode_step(shape, tokens=self.concurrency, na=self.na, distinct_experts=distinct, context=context)
+        seconds = Machine(self.read_bandwidth, self.peak_flops).seconds(work, overlap=overlap)
+        return self.concurrency / seconds
+
+
+def summary(samples: Sequence[Sample], shape: MoEShape, input_len: int) -> list[dict[str, Any]]:
+    """One point for each number of experts, concurrency and server that was measured under it."""
+    phases = _phases(samples)
+    points = []
+    for na, c, server in dict.fromkeys((s.na, s.concurrency, s.server) for s in samples):
+        mine = phases[na][c, server, na]
+        ours = phases[na].get((c, OURS, na), mine)
+        distinct = [s.distinct_experts or expected_distinct_experts(shape.num_experts, na, c) for s in ours]
+        roofs = [s.roofline_tok_s(shape, input_len, d) for s, d in zip(mine, distinct, strict=True)]
+        apart = [s.roofline_tok_s(shape, input_len, d, overlap=False) for s, d in zip(mine, distinct, strict=True)]
+        decode = [s.decode_tok_s for s in mine]
+        point = {
+            "na": na,
+            "concurrency": c,
+            "server": server,
+            "decode_tok_s": spread(decode),
+            "output_tok_s": spread([s.output_tok_s for s in mine]),
+            "prefill_s": spread([s.first_s for s in mine]),
+            "distinct_experts": spread(distinct),
+            "read_bandwidth_gb_s": spread([s.read_bandwidth / 1e9 for s in mine]),
+            "peak_gflop_s": spread([s.peak_flops / 1e9 for s in mine]),
+            "roofline_tok_s": spread(roofs),
+            "of_roofline": spread(ratios(decode, roofs)),
+            "of_roofline_without_overlap": spread(ratios(decode, apart)),
+            "ours_to_it_decode": spread(ratios([s.decode_tok_s for s in ours], decode)),
+            "ours_to_it_output": spread(ratios([s.output_tok_s for s in ours], [s.output_tok_s for s in mine])),
+        }
+        if server == OURS and (base := _base(phases[na], c, na)):
+            speedup = ratios(decode, [s.decode_tok_s for s in base])
+            base_distinct = [s.distinct_experts or expected_distinct_experts(shape.num_experts, s.na, c) for s in base]
+            base_roofs = [s.roofline_tok_s(shape, input_len, d) for s, d in zip(base, base_distinct, strict=True)]
+            point |= {
+                "speedup_over_na": base[0].na,
+                "speedup": spread(speedup),
+                "speedup_of_roofline": spread(ratios(speedup, ratios(roofs, base_roofs))),
+            }
+        points.append(point)
+    return points
+
+
+Phase = dict[tuple[int, str, int], list[Sample]]
+
+
+def _phases(samples: Sequence[Sample]) -> dict[int, Phase]:
+    """Samples by the number of experts that their phase was about, then by concurrency, server and own number."""
+    phases: dict[int, Phase] = {}
+    for sample in samples:
+        phases.setdefault(sample.phase, {}).setdefault((sample.concurrency, sample.server, sample.na), []).append(
+            sample
+        )
+    return phases
+
+
+def _base(phase: Phase, c: int, na: int) -> list[Sample]:
+    """Our server under the model's own number of experts, measured beside ``na``."""
+    return next((s for (level, server, own), s in phase.items() if (level, server) == (c, OURS) and own != na), [])
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the table."""
+    table = Table(
+        "na", "c", "server", "decode tok/s", "output tok/s", "of roofline", "ours / it (quartiles)", "experts"
+    )
+    for p in sorted(result["summary"], key=lambda p: (-p["na"], p["concurrency"])):
+        ratio = p["ours_to_it_decode"]
+        low, high = ratio["quartiles"]
+        table.add_row(
+            str(p["na"]),
+            str(p["concurrency"]),
+            p["server"],
+            f"{p['decode_tok_s']['median']:.1f}",
+            f"{p['output_tok_s']['median']:.1f}",
+            f"{p['of_roofline']['median']:.0%}",
+            "" if p["server"] == OURS else f"{ratio['median']:.2f} ({low:.2f}-{high:.2f})",
+            f"{p['distinct_experts']['median']:.1f}",
+        )
+    console.print(table)
+    for p in result["summary"]:
+        if "speedup" in p:
+            console.print(
+                f"c={p['concurrency']}: na={p['na']} is {p['speedup']['median']:.2f} times na={p['speedup_over_na']}, "
+                f"{p['speedup_of_roofline']['median']:.0%} of what the roofline allows"
+            )
+    for load in result["loads"]:
+        console.print(
+            f"{load['server']} na={load['na']}: up in {load['load_s']:.1f} s, {load['memory_bytes'] / 1e9:.2f} GB"
+        )
+
+
+def write_plot(result: dict[str, Any], path: Path) -> None:
+    """Decode tok/s against concurrency, a panel for each number of experts, with the roofline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = list(dict.fromkeys(p["na"] for p in result["summary"]))
+    figure, panels = plt.subplots(1, len(counts), figsize=(5 * len(counts), 4), sharey=True, squeeze=False)
+    for panel, na in zip(panels[0], counts, strict=True):
+        for server in (SGLANG, LLAMA, OURS):
+            points = [p for p in result["summary"] if p["na"] == na and p["server"] == server]
+            if not points:
+                continue
+            levels = [p["concurrency"] for p in points]
+            medians = [p["decode_tok_s"]["median"] for p in points]
+            low = [m - p["decode_tok_s"]["quartiles"][0] for m, p in zip(medians, points, strict=True)]
+            high = [p["decode_tok_s"]["quartiles"][1] - m for m, p in zip(medians, points, strict=True)]
+            panel.errorbar(levels, medians, yerr=[low, high], marker="o", capsize=3, label=server)
+            if server == OURS:
+                roof = [p["roofline_tok_s"]["median"] for p in points]
+                panel.plot(levels, roof, "k--", linewidth=1, label="roofline")
+        panel.set(xscale="log", yscale="log", title=f"{na} routed experts", xlabel="requests at a time")
+        panel.set_xticks(levels, [str(level) for level in levels])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("decode tok/s")
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
