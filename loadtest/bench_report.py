@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -17,19 +17,26 @@ from sglang_moe_opt.perfmodel.roofline import Machine, decode_step, expected_dis
 SGLANG, OURS, LLAMA = "sglang", "moe-opt", "llama.cpp"
 
 
+class Phase(NamedTuple):
+    """A pair of servers, ours and ``beside``, and the number of routed experts of the comparison."""
+
+    beside: str
+    na: int
+
+
 @dataclass(frozen=True)
 class Sample:
     """One arm at one concurrency in one round; seconds from outside.
 
     Attributes:
-        phase: routed experts that the servers of the phase were compared under.
+        phase: which servers stood side by side, and the number of experts they were compared under.
         na: routed experts of this sample.
         first_s, all_s: a burst of one token each, and of ``output_len`` each.
         distinct_experts: mean per layer and decode step of the long burst; None where the server does not tell.
         read_bandwidth, peak_flops: of the machine, mean of the probes around this concurrency.
     """
 
-    phase: int
+    phase: Phase
     server: str
     na: int
     concurrency: int
@@ -60,13 +67,14 @@ class Sample:
 
 
 def summary(samples: Sequence[Sample], shape: MoEShape, input_len: int) -> list[dict[str, Any]]:
-    """One point for each number of experts, concurrency and server that was measured under it."""
-    phases = _phases(samples)
+    """One point for each number of experts, concurrency and server; ratios within the phase that measured both."""
     points = []
-    for na, c, server in dict.fromkeys((s.na, s.concurrency, s.server) for s in samples):
-        mine = phases[na][c, server, na]
-        ours = phases[na].get((c, OURS, na), mine)
-        distinct = [s.distinct_experts or expected_distinct_experts(shape.num_experts, na, c) for s in ours]
+    for na, c, server in dict.fromkeys((s.phase.na, s.concurrency, s.server) for s in samples):
+        here = [s for s in samples if (s.phase.na, s.concurrency) == (na, c)]
+        mine = [s for s in here if (s.server, s.na) == (server, na)]
+        beside = {s.phase for s in mine}
+        ours = [s for s in here if (s.server, s.na) == (OURS, na) and s.phase in beside] or mine
+        distinct = [_distinct(s, shape) for s in ours]
         roofs = [s.roofline_tok_s(shape, input_len, d) for s, d in zip(mine, distinct, strict=True)]
         apart = [s.roofline_tok_s(shape, input_len, d, overlap=False) for s, d in zip(mine, distinct, strict=True)]
         decode = [s.decode_tok_s for s in mine]
@@ -86,35 +94,30 @@ def summary(samples: Sequence[Sample], shape: MoEShape, input_len: int) -> list[
             "ours_to_it_decode": spread(ratios([s.decode_tok_s for s in ours], decode)),
             "ours_to_it_output": spread(ratios([s.output_tok_s for s in ours], [s.output_tok_s for s in mine])),
         }
-        if server == OURS and (base := _base(phases[na], c, na)):
-            speedup = ratios(decode, [s.decode_tok_s for s in base])
-            base_distinct = [s.distinct_experts or expected_distinct_experts(shape.num_experts, s.na, c) for s in base]
-            base_roofs = [s.roofline_tok_s(shape, input_len, d) for s, d in zip(base, base_distinct, strict=True)]
-            point |= {
-                "speedup_over_na": base[0].na,
-                "speedup": spread(speedup),
-                "speedup_of_roofline": spread(ratios(speedup, ratios(roofs, base_roofs))),
-            }
+        if server == OURS:
+            point |= _speedup(here, na, shape, input_len)
         points.append(point)
     return points
 
 
-Phase = dict[tuple[int, str, int], list[Sample]]
+def _speedup(here: Sequence[Sample], na: int, shape: MoEShape, input_len: int) -> dict[str, Any]:
+    """Against our own server under the model's number of experts, where it took its turns in the same phase."""
+    base = [s for s in here if s.server == OURS and s.na != na]
+    if not base:
+        return {}
+    fast = [s for s in here if (s.server, s.na) == (OURS, na) and s.phase in {b.phase for b in base}]
+    measured = ratios([s.decode_tok_s for s in fast], [s.decode_tok_s for s in base])
+    roofs = [[s.roofline_tok_s(shape, input_len, _distinct(s, shape)) for s in arm] for arm in (fast, base)]
+    return {
+        "speedup_over_na": base[0].na,
+        "speedup": spread(measured),
+        "speedup_of_roofline": spread(ratios(measured, ratios(*roofs))),
+    }
 
 
-def _phases(samples: Sequence[Sample]) -> dict[int, Phase]:
-    """Samples by the number of experts that their phase was about, then by concurrency, server and own number."""
-    phases: dict[int, Phase] = {}
-    for sample in samples:
-        phases.setdefault(sample.phase, {}).setdefault((sample.concurrency, sample.server, sample.na), []).append(
-            sample
-        )
-    return phases
-
-
-def _base(phase: Phase, c: int, na: int) -> list[Sample]:
-    """Our server under the model's own number of experts, measured beside ``na``."""
-    return next((s for (level, server, own), s in phase.items() if (level, server) == (c, OURS) and own != na), [])
+def _distinct(sample: Sample, shape: MoEShape) -> float:
+    expected = expected_distinct_experts(shape.num_experts, sample.na, sample.concurrency)
+    return expected if sample.distinct_experts is None else sample.distinct_experts
 
 
 def show(result: dict[str, Any], console: Console) -> None:

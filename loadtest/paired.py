@@ -25,7 +25,7 @@ from loadtest.servers import server
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.model_shape import MoEShape
 
-SERVER_FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "32768", "--log-level", "warning")
+SERVER_FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "65536", "--log-level", "warning")
 FIRST_PORT = 30800
 
 

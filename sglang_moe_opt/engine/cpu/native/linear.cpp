@@ -10,7 +10,7 @@ constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds below which a second 
 template <typename T, typename Out>
 void linear(const T* x, int64_t x_row, int64_t x_head, const T* w, const T* bias, Out* out, int64_t out_row,
             int64_t out_head, int64_t heads, int64_t m, int64_t n, int64_t k) {
-  const int64_t columns = n > 1024 ? 64 : 32;
+  const int64_t columns = n > 1024 && m > 8 ? 64 : 32;
   const int64_t row_block = m <= 256 ? std::max<int64_t>(m, 1) : 192;
   const int64_t row_blocks = (m + row_block - 1) / row_block, column_blocks = (n + columns - 1) / columns;
 #pragma omp parallel for collapse(3) schedule(guided) if (heads * m * n * k > kSerialWork)
