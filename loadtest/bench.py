@@ -3,8 +3,9 @@
     python -m loadtest.bench --out docs/results/bench
 
 Two servers on the same weights stand side by side, ours and another (all of them would not fit in memory), and answer
-the same prompts in turns. The machine is probed before and after; ratios are formed round by round. Decode tok/s is from
-outside, alike for every server: c x (L - 1) tokens over the time of a burst of L tokens each less that of a burst of 1 token each.
+the same prompts in turns. The machine is probed before and after each; ratios are formed round by round. Decode tok/s
+is from outside, alike for every server: c x (L - 1) tokens over the time of a burst of L tokens each, less that of a
+burst of one token each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest import llama_cpp
-from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, show, summary, write_plot
+from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, show, summary, write_markdown, write_plot
 from loadtest.burst import random_prompts
 from loadtest.gguf_export import ensure_gguf
 from loadtest.probe import Probe
@@ -46,13 +47,13 @@ class Arm:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the results: bench.json, bench.png.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results: bench.json, bench.md, bench.png.")],
     model: Annotated[str, typer.Option(help="Folder or shape:NAME@LAYERS.")] = "shape:deepseek-v2-lite@5",
     na: Annotated[str, typer.Option(help="Routed experts, comma-separated; the first is the model's own.")] = "6,2",
     concurrency: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "1,4,16,64",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
     input_len: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 32,
-    output_len: Annotated[int, typer.Option(min=2, help="Generated tokens; half of it from 16 at a time.")] = 64,
+    output_len: Annotated[int, typer.Option(min=2, help="Generated tokens.")] = 64,
 ) -> None:
     """Compare servers and the roofline at every concurrency and number of experts; needs an idle machine."""
     console = Console(stderr=True)
@@ -78,16 +79,17 @@ def main(
                 for turn in range(rounds + 1):
                     taken = bench.round(client, servers, phase, arms, turn, progress, task)
                     samples += taken if turn else []
-                loads += _loads(servers, phase)
-            result = {
-                **provenance("loadtest.bench"),
-                "model": model,
-                "input_len": input_len,
-                "loads": loads,
-                "summary": summary(samples, shape, input_len),
-                "samples": [{**asdict(sample), "phase": sample.phase._asdict()} for sample in samples],
-            }
-            write_json(out / "bench.json", result)
+                    result = {
+                        **provenance("loadtest.bench"),
+                        "model": model,
+                        "input_len": input_len,
+                        "loads": [*loads, *_loads(servers, phase)],
+                        "summary": summary(samples, shape, input_len),
+                        "samples": [{**asdict(sample), "phase": sample.phase._asdict()} for sample in samples],
+                    }
+                    write_json(out / "bench.json", result)
+                loads = result["loads"]
+    write_markdown(result, out / "bench.md")
     write_plot(result, out / "bench.png")
     show(result, Console())
 
@@ -115,54 +117,54 @@ class _Bench:
         samples = []
         for c in self.levels:
             prompts = random_prompts(c, self.input_len, self.shape.vocab_size, seed=1000 * turn + c)
-            length = (self.output_len if c < 16 else self.output_len // 2) if turn else 4
-            before = self.probe.machine()
-            timed = []
             for arm in arms if turn % 2 else reversed(arms):
-                url = servers[arm.server].url
-                timed.append((arm, *self._burst(client, url, arm, prompts, length)))
+                samples.append(self._sample(client, servers[arm.server].url, phase, arm, prompts, turn))
                 what = f"round {turn}/{self.rounds}, c={c}, {arm.server} na={arm.na}"
                 progress.update(task, advance=1, description=what)
-            after = self.probe.machine()
-            samples += [
-                Sample(
-                    phase=phase,
-                    server=arm.server,
-                    na=arm.na,
-                    concurrency=c,
-                    round=turn,
-                    output_len=length,
-                    first_s=first,
-                    all_s=whole,
-                    distinct_experts=distinct,
-                    read_bandwidth=(before.read_bandwidth + after.read_bandwidth) / 2,
-                    peak_flops=(before.peak_flops + after.peak_flops) / 2,
-                )
-                for arm, first, whole, distinct in timed
-            ]
         return samples
+
+    def _sample(
+        self, client: httpx.Client, url: str, phase: Phase, arm: Arm, prompts: list[list[int]], turn: int
+    ) -> Sample:
+        length = self.output_len if turn else 4
+        first, _ = self._burst(client, url, arm, prompts, 1)
+        before = self.probe.machine()
+        whole, distinct = self._burst(client, url, arm, prompts, length)
+        after = self.probe.machine()
+        return Sample(
+            phase=phase,
+            server=arm.server,
+            na=arm.na,
+            concurrency=len(prompts),
+            round=turn,
+            output_len=length,
+            first_s=first,
+            all_s=whole,
+            distinct_experts=distinct,
+            read_bandwidth=(before.read_bandwidth + after.read_bandwidth) / 2,
+            peak_flops=(before.peak_flops + after.peak_flops) / 2,
+        )
 
     def _burst(
         self, client: httpx.Client, url: str, arm: Arm, prompts: list[list[int]], length: int
-    ) -> tuple[float, float, float | None]:
+    ) -> tuple[float, float | None]:
+        """Seconds, and the mean number of distinct experts of its decode steps where the server counts them."""
         hint = {"na": arm.na} if arm.server == OURS and arm.na != self.shape.top_k else None
-        seconds = []
-        for tokens in (1, length):
-            counted = _distinct_experts(client, url) if arm.server == OURS else None
-            if arm.server != LLAMA:
-                client.post(url + "/flush_cache").raise_for_status()
-            start = time.perf_counter()
-            if arm.server == LLAMA:
-                generated = llama_cpp.generate(client, url, prompts, tokens)
-            else:
-                generated = _generate(client, url, prompts, tokens, hint)
-            seconds.append(time.perf_counter() - start)
-            if generated != len(prompts) * tokens:
-                raise RuntimeError(f"{arm.server} generated {generated} tokens, {len(prompts) * tokens} were asked for")
+        counted = _distinct_experts(client, url) if arm.server == OURS else None
+        if arm.server != LLAMA:
+            client.post(url + "/flush_cache").raise_for_status()
+        start = time.perf_counter()
+        if arm.server == LLAMA:
+            generated = llama_cpp.generate(client, url, prompts, length)
+        else:
+            generated = _generate(client, url, prompts, length, hint)
+        seconds = time.perf_counter() - start
+        if generated != len(prompts) * length:
+            raise RuntimeError(f"{arm.server} generated {generated} tokens, {len(prompts) * length} were asked for")
         if counted is None:
-            return seconds[0], seconds[1], None
+            return seconds, None
         total, number = (now - then for now, then in zip(_distinct_experts(client, url), counted, strict=True))
-        return seconds[0], seconds[1], total / number if number else None
+        return seconds, total / number if number else None
 
 
 def _generate(client: httpx.Client, url: str, prompts: list[list[int]], output_len: int, hint: Any | None) -> int:

@@ -125,7 +125,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = Table(
         "na", "c", "server", "decode tok/s", "output tok/s", "of roofline", "ours / it (quartiles)", "experts"
     )
-    for p in sorted(result["summary"], key=lambda p: (-p["na"], p["concurrency"])):
+    for p in _sorted(result):
         ratio = p["ours_to_it_decode"]
         low, high = ratio["quartiles"]
         table.add_row(
@@ -149,6 +149,39 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(
             f"{load['server']} na={load['na']}: up in {load['load_s']:.1f} s, {load['memory_bytes'] / 1e9:.2f} GB"
         )
+
+
+def write_markdown(result: dict[str, Any], path: Path) -> None:
+    """The table as Markdown: medians, with quartiles where they matter."""
+    lines = [
+        f"# {result['model']}",
+        "",
+        f"`{result['command']}`, {result['machine']['cores']} cores of {result['machine']['cpu']}, {result['time']}",
+        "",
+        "| na | c | server | decode tok/s | output tok/s | of the roofline | ours / it, decode | ours / it, output |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in _sorted(result):
+        ours = p["server"] == OURS
+        cells = [
+            *(str(p[key]) for key in ("na", "concurrency", "server")),
+            f"{p['decode_tok_s']['median']:.0f}",
+            f"{p['output_tok_s']['median']:.0f}",
+            _quartiles(p["of_roofline"]),
+            "" if ours else _quartiles(p["ours_to_it_decode"]),
+            "" if ours else _quartiles(p["ours_to_it_output"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _sorted(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(result["summary"], key=lambda p: (-p["na"], p["concurrency"]))
+
+
+def _quartiles(values: dict[str, Any]) -> str:
+    low, high = values["quartiles"]
+    return f"{values['median']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def write_plot(result: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import llama_cpp
-from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, summary, write_plot
+from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, summary, write_markdown, write_plot
 from loadtest.results import ratios, spread, write_json
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.shapes import ShapeSpec
@@ -68,6 +68,20 @@ def test_the_speed_up_is_taken_from_one_phase() -> None:
     assert fast["speedup"]["median"] == pytest.approx(1.5)
     allowed = LITE.weight_bytes_per_token([6] * 4)["total"] / LITE.weight_bytes_per_token([2] * 4)["total"]
     assert fast["speedup_of_roofline"]["median"] == pytest.approx(1.5 / allowed, rel=0.01)
+
+
+def test_the_markdown_table(tmp_path: Path) -> None:
+    result = {
+        "model": "m",
+        "command": "c",
+        "time": "t",
+        "machine": {"cores": 2, "cpu": "x"},
+        "summary": summary([sample(OURS, 0.03), sample(SGLANG, 0.06)], LITE, input_len=32),
+    }
+    write_markdown(result, tmp_path / "bench.md")
+    rows = (tmp_path / "bench.md").read_text().splitlines()[-2:]
+    assert rows[0].startswith("| 6 | 1 | moe-opt | 33 |") and rows[0].endswith("|  |  |")
+    assert rows[1].startswith("| 6 | 1 | sglang | 17 |") and "| 2.00 (2.00-2.00) |" in rows[1]
 
 
 def test_the_plot_is_written(tmp_path: Path) -> None:
