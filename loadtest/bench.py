@@ -35,7 +35,13 @@ from sglang_moe_opt.model_shape import MoEShape
 
 FIRST_PORT = 30860
 FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "16384", "--context-length", "4096", "--log-level", "warning")
-UPSTREAM_ENV = {"SGLANG_MOE_OPT_CPU_KERNELS": "0", "THP_MEM_ALLOC_ENABLE": "0", "SGLANG_EAGER_INPUT_NO_COPY": "0"}
+UPSTREAM_ENV = {
+    "SGLANG_MOE_OPT_CPU_KERNELS": "0",
+    "SGLANG_EAGER_INPUT_NO_COPY": "0",
+    "GLIBC_TUNABLES": "",
+    "PYTHONMALLOC": "default",
+}
+"""What undoes our environment for a server as it would be started without us."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,17 @@ CPU_FLAGS: dict[str, str | None] = {
 }
 """Flags of a server on a plain CPU, each left out where the user gives it."""
 
-CPU_ENV = {"TORCHDYNAMO_DISABLE": "1", "THP_MEM_ALLOC_ENABLE": "1", "SGLANG_EAGER_INPUT_NO_COPY": "1"}
-"""torch.compile of the small routing functions costs seconds for each new shape and gains nothing on a CPU."""
+CPU_ENV = {
+    # torch.compile of the small routing functions costs seconds for each new shape and gains nothing on a CPU.
+    "TORCHDYNAMO_DISABLE": "1",
+    # Huge pages for weights and for Python's objects: a step streams all weights past the TLB, and what runs between
+    # the layers' kernels would miss in it at every turn. Python's own allocator does not ask for them.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "PYTHONMALLOC": "malloc",
+    # The copy is for CUDA graphs.
+    "SGLANG_EAGER_INPUT_NO_COPY": "1",
+}
+"""Environment of a server on a plain CPU, each left alone where the user sets it."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
