@@ -5,6 +5,7 @@ Upstream runs each layer as some forty small torch operations with their dispatc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from sglang_moe_opt.engine.cpu import attention, experts, native, router
 from sglang_moe_opt.engine.cpu.native import decoder
 from sglang_moe_opt.engine.state import get_state
 from sglang_moe_opt.engine.topk import drop_slots, narrowed_top_k
+
+logger = logging.getLogger(__name__)
 
 _LAYERS = "_moe_opt_layers"
 _ONE_OR_OFF = (
@@ -39,10 +42,10 @@ def model_forward(
     """AROUND ``DeepseekV2Model.forward``."""
     if not _covered(model, forward_batch):
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
-    layers = getattr(model, _LAYERS, None)
-    if layers is None:
-        layers = (decoder.Layer * len(model.layers))(*map(_layer, model.layers))
-        setattr(model, _LAYERS, layers)
+    layers, pool = getattr(model, _LAYERS, (None, None))
+    if layers is None or pool is not attention.pools()[1]:
+        layers, pool = (decoder.Layer * len(model.layers))(*map(_layer, model.layers)), attention.pools()[1]
+        setattr(model, _LAYERS, (layers, pool))
     hidden = model.embed_tokens(input_ids) if input_embeds is None else input_embeds.clone()
     residual = torch.zeros_like(hidden)
     step = _Step.of(positions, forward_batch)
@@ -162,23 +165,29 @@ def _moe(mlp: Any) -> decoder.Moe:
 def _covered(model: Any, forward_batch: Any) -> bool:
     plain = getattr(model, "_moe_opt_plain", None)
     if plain is None:
-        plain = model._moe_opt_plain = native.ready() and _is_plain(model)
+        obstacle = _obstacle(model)
+        plain = model._moe_opt_plain = obstacle is None
+        if plain:
+            logger.info("sglang-moe-opt: %d layers in one call a step, on the CPU kernels", len(model.layers))
+        elif native.ready():
+            logger.warning("sglang-moe-opt: layers run operation by operation, because of %s", obstacle)
     mode = forward_batch.forward_mode
     return plain and (mode.is_decode() or mode.is_extend()) and forward_batch.spec_info is None
 
 
-def _is_plain(model: Any) -> bool:
-    """True where the model is DeepSeek-V2/V3 as published, unquantised, in one process."""
+def _obstacle(model: Any) -> str | None:
+    """What in the server or the model is not DeepSeek-V2/V3 as published, unquantised, in one process."""
     from sglang.srt.runtime_context import get_server_args
 
+    if not native.ready():
+        return "missing kernels"
     args = get_server_args()
-    return (
-        all(getattr(args, name, None) in (None, False, 1, [], {}) for name in _ONE_OR_OFF)
-        and not model.layers_to_capture
-        and model.llama_4_scaling_config is None
-        and _norms(model.norm)
-        and all(_is_plain_layer(layer) for layer in model.layers)
-    )
+    for name in _ONE_OR_OFF:
+        if (value := getattr(args, name, None)) not in (None, False, 1, [], {}):
+            return f"--{name.replace('_', '-')} {value}"
+    if model.layers_to_capture or model.llama_4_scaling_config is not None or not _norms(model.norm):
+        return "a variant of the model"
+    return next((f"layer {i}" for i, layer in enumerate(model.layers) if not _is_plain_layer(layer)), None)
 
 
 def _is_plain_layer(layer: Any) -> bool:
