@@ -30,7 +30,7 @@ from loadtest.gguf_export import ensure_gguf
 from loadtest.probe import Probe
 from loadtest.results import provenance, write_json
 from loadtest.servers import Running, running, server
-from sglang_moe_opt.cli.serve import resolve_model
+from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.model_shape import MoEShape
 
 FIRST_PORT = 30860
@@ -63,9 +63,12 @@ def main(
 ) -> None:
     """Compare servers and the roofline at every concurrency and number of experts; needs an idle machine."""
     console = Console(stderr=True)
+    if has_accelerator():
+        raise typer.BadParameter("this compares engines on a plain CPU, and this machine has an accelerator")
     folder = Path(resolve_model(model))
     shape = MoEShape.from_path(folder)
-    levels, counts = ([int(n) for n in text.split(",")] for text in (concurrency, na))
+    levels = numbers("--concurrency", concurrency, 1024)
+    counts = numbers("--na", na, shape.top_k)
     binary = llama_cpp.find()
     if binary is None:
         console.print("llama.cpp is not installed and is left out: make bench LLAMA=1 builds it")
@@ -98,6 +101,18 @@ def main(
     write_markdown(result, out / "bench.md")
     write_plot(result, out / "bench.png")
     show(result, Console())
+
+
+def numbers(option: str, text: str, most: int) -> list[int]:
+    """Whole numbers from 1 to ``most``, comma-separated.
+
+    Raises:
+        typer.BadParameter: naming the option, the value and what is allowed.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= most for part in parts):
+        raise typer.BadParameter(f"{option}: got {text!r}, allowed: whole numbers from 1 to {most}, comma-separated")
+    return [int(part) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
 from loadtest import llama_cpp
+from loadtest.bench import numbers
 from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, summary, write_markdown, write_plot
 from loadtest.results import ratios, spread, write_json
 from sglang_moe_opt.model_shape import MoEShape
@@ -101,6 +103,13 @@ def test_llama_cpp_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
     argv = llama_cpp.command(binary, tmp_path / "m.gguf", port=1, slots=64, context=100, na=2)
     assert argv[argv.index("-c") + 1] == "6400"
     assert "deepseek2.expert_used_count=int:2" in argv
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "7", "1,,2", "-1", "1.5"])
+def test_numbers_out_of_range_are_named(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="--na: got .* whole numbers from 1 to 6"):
+        numbers("--na", text, 6)
+    assert numbers("--na", "6, 2", 6) == [6, 2]
 
 
 def test_results(tmp_path: Path) -> None:
