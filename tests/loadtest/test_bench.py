@@ -107,7 +107,7 @@ def test_llama_cpp_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("text", ["", "x", "0", "7", "1,,2", "-1", "1.5"])
 def test_numbers_out_of_range_are_named(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="--na: got .* whole numbers from 1 to 6"):
+    with pytest.raises(typer.BadParameter, match=r"--na: got .* whole numbers from 1 to 6"):
         numbers("--na", text, 6)
     assert numbers("--na", "6, 2", 6) == [6, 2]
 
