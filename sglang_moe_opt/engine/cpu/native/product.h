@@ -12,7 +12,7 @@ namespace moe_opt {
 
 constexpr int kTileRows = 6;
 constexpr int kBlockColumns = 128;
-constexpr int64_t kAhead = 16;  // of 64-byte lines
+constexpr int64_t kAhead = 24;  // of 64-byte lines
 
 using Block = float[kTileRows][kBlockColumns];
 
@@ -65,7 +65,7 @@ inline void tile(const T* const* a, const T* const* b, const T* const* next, int
 
 template <typename T, int M, typename B>
 inline void tile_row(const T* const* a, B b, int64_t n, int64_t k, float* out) {
-  constexpr int width = M == 1 ? 8 : 4;
+  constexpr int width = 4;  // wider tiles read more streams at a time, which the processor follows less well
   const T* columns[2][width];
   for (int i = 0; i < width; ++i) columns[0][i] = b(std::min<int64_t>(i, n - 1));
   for (int64_t j = 0, t = 0; j < n; j += width, ++t) {
