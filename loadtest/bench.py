@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from loadtest import llama_cpp
 from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, show, summary, write_markdown, write_plot
-from loadtest.burst import random_prompts
+from loadtest.burst import flush_cache, random_prompts
 from loadtest.gguf_export import ensure_gguf
 from loadtest.probe import Probe
 from loadtest.results import provenance, write_json
@@ -173,7 +173,7 @@ class _Bench:
         hint = {"na": arm.na} if arm.server == OURS and arm.na != self.shape.top_k else None
         counted = _distinct_experts(client, url) if arm.server == OURS else None
         if arm.server != LLAMA:
-            client.post(url + "/flush_cache").raise_for_status()
+            flush_cache(client, url)
         start = time.perf_counter()
         if arm.server == LLAMA:
             generated = llama_cpp.generate(client, url, prompts, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def run_burst(
 
     The prefix cache is flushed first, so that a repeated prompt is computed anew.
     """
-    client.post(url + "/flush_cache").raise_for_status()
+    flush_cache(client, url)
     params: dict[str, Any] = {"temperature": 0, "max_new_tokens": output_len, "ignore_eos": True}
     if hint is not None:
         params["custom_params"] = {"moe_skip": hint}
@@ -52,6 +53,18 @@ def run_burst(
         ttft_s=float(np.median(first - begin)),
         output_ids=[answer["output_ids"] for answer in answers],
     )
+
+
+def flush_cache(client: httpx.Client, url: str, patience_s: float = 60) -> None:
+    """Empty the prefix cache; the server refuses while anything runs, such as its own warm-up.
+
+    Raises:
+        httpx.HTTPStatusError: it still refuses after ``patience_s`` seconds.
+    """
+    end = time.monotonic() + patience_s
+    while (response := client.post(url + "/flush_cache")).status_code != 200 and time.monotonic() < end:
+        time.sleep(0.1)
+    response.raise_for_status()
 
 
 def random_prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
