@@ -25,8 +25,9 @@ from rich.progress import Progress
 
 from loadtest import llama_cpp
 from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, show, summary, write_markdown, write_plot
-from loadtest.burst import flush_cache, random_prompts
+from loadtest.burst import flush_cache, generate, random_prompts
 from loadtest.gguf_export import ensure_gguf
+from loadtest.options import numbers
 from loadtest.probe import Probe
 from loadtest.results import provenance, write_json
 from loadtest.servers import Running, running, server
@@ -103,18 +104,6 @@ def main(
     show(result, Console())
 
 
-def numbers(option: str, text: str, most: int) -> list[int]:
-    """Whole numbers from 1 to ``most``, comma-separated.
-
-    Raises:
-        typer.BadParameter: naming the option, the value and what is allowed.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= most for part in parts):
-        raise typer.BadParameter(f"{option}: got {text!r}, allowed: whole numbers from 1 to {most}, comma-separated")
-    return [int(part) for part in parts]
-
-
 @dataclass(frozen=True)
 class _Bench:
     shape: MoEShape
@@ -178,7 +167,8 @@ class _Bench:
         if arm.server == LLAMA:
             generated = llama_cpp.generate(client, url, prompts, length)
         else:
-            generated = _generate(client, url, prompts, length, hint)
+            answers = generate(client, url, prompts, length, hint)
+            generated = sum(answer["meta_info"]["completion_tokens"] for answer in answers)
         seconds = time.perf_counter() - start
         if generated != len(prompts) * length:
             raise RuntimeError(f"{arm.server} generated {generated} tokens, {len(prompts) * length} were asked for")
@@ -186,15 +176,6 @@ class _Bench:
             return seconds, None
         total, number = (now - then for now, then in zip(_distinct_experts(client, url), counted, strict=True))
         return seconds, total / number if number else None
-
-
-def _generate(client: httpx.Client, url: str, prompts: list[list[int]], output_len: int, hint: Any | None) -> int:
-    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": output_len, "ignore_eos": True}
-    if hint is not None:
-        params["custom_params"] = {"moe_skip": hint}
-    response = client.post(url + "/generate", json={"input_ids": prompts, "sampling_params": params}, timeout=1200)
-    response.raise_for_status()
-    return sum(answer["meta_info"]["completion_tokens"] for answer in response.json())
 
 
 def _distinct_experts(client: httpx.Client, url: str) -> tuple[float, float]:

@@ -35,12 +35,7 @@ def run_burst(
     The prefix cache is flushed first, so that a repeated prompt is computed anew.
     """
     flush_cache(client, url)
-    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": output_len, "ignore_eos": True}
-    if hint is not None:
-        params["custom_params"] = {"moe_skip": hint}
-    response = client.post(url + "/generate", json={"input_ids": prompts, "sampling_params": params}, timeout=1200)
-    response.raise_for_status()
-    answers = response.json()
+    answers = generate(client, url, prompts, output_len, hint)
     metas = [answer["meta_info"] for answer in answers]
     first = np.array([m["request_received_ts"] + m["first_token_latency"] for m in metas])
     end = max(m["request_finished_ts"] for m in metas)
@@ -53,6 +48,19 @@ def run_burst(
         ttft_s=float(np.median(first - begin)),
         output_ids=[answer["output_ids"] for answer in answers],
     )
+
+
+def generate(
+    client: httpx.Client, url: str, prompts: list[list[int]], output_len: int, hint: Any | None = None
+) -> list[dict[str, Any]]:
+    """SGLang's answers to ``prompts`` (token ids), in one request, greedy, ``output_len`` tokens each."""
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": output_len, "ignore_eos": True}
+    if hint is not None:
+        params["custom_params"] = {"moe_skip": hint}
+    response = client.post(url + "/generate", json={"input_ids": prompts, "sampling_params": params}, timeout=1200)
+    response.raise_for_status()
+    answers: list[dict[str, Any]] = response.json()
+    return answers
 
 
 def flush_cache(client: httpx.Client, url: str, patience_s: float = 60) -> None:

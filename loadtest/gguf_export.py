@@ -21,23 +21,27 @@ from safetensors import safe_open
 ARCHITECTURE = "deepseek2"
 
 _LAYER = {
-    "input_layernorm.weight": "attn_norm",
-    "post_attention_layernorm.weight": "ffn_norm",
-    "self_attn.q_proj.weight": "attn_q",
-    "self_attn.q_a_proj.weight": "attn_q_a",
-    "self_attn.q_a_layernorm.weight": "attn_q_a_norm",
-    "self_attn.q_b_proj.weight": "attn_q_b",
-    "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa",
-    "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm",
-    "self_attn.o_proj.weight": "attn_output",
-    "mlp.gate.weight": "ffn_gate_inp",
-    "mlp.gate_proj.weight": "ffn_gate",
-    "mlp.up_proj.weight": "ffn_up",
-    "mlp.down_proj.weight": "ffn_down",
-    "mlp.shared_experts.gate_proj.weight": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj.weight": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj.weight": "ffn_down_shexp",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj#k": "attn_k_b",
+    "self_attn.kv_b_proj#v": "attn_v_b",
+    "self_attn.o_proj": "attn_output",
 }
+_QUERY = {"self_attn.q_proj": "attn_q"}
+_LOW_RANK_QUERY = {
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+}
+_DENSE = {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+_MOE = {
+    "mlp.gate": "ffn_gate_inp",
+    **{f"mlp.experts.*.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
+    **{f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+}
+"""Checkpoint name to GGUF name, both without ``.weight``; ``*`` is all experts, ``#k`` and ``#v`` are parts of kv_b."""
 
 
 def ensure_gguf(checkpoint: Path) -> Path:
@@ -90,28 +94,17 @@ def _is_wide(name: str) -> bool:
 
 
 def _names(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs of GGUF name and checkpoint name; ``*`` stands for all experts, ``#k`` and ``#v`` for parts of kv_b."""
+    """Pairs of GGUF name and checkpoint name, the latter in the notation of the tables above."""
     yield "token_embd.weight", "model.embed_tokens.weight"
     yield "output_norm.weight", "model.norm.weight"
     yield "output.weight", "lm_head.weight"
+    query = _QUERY if config.get("q_lora_rank") is None else _LOW_RANK_QUERY
     for layer in range(config["num_hidden_layers"]):
         dense = layer < config["first_k_dense_replace"]
-        for source, name in _LAYER.items():
-            if ("q_a" in name or "q_b" in name) != (config.get("q_lora_rank") is not None) and name.startswith(
-                "attn_q"
-            ):
-                continue
-            moe_only = "gate_inp" in name or "shexp" in name
-            if (dense and moe_only) or (not dense and name in ("ffn_gate", "ffn_up", "ffn_down")):
-                continue
-            yield f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{source}"
-        for part in "kv":
-            yield f"blk.{layer}.attn_{part}_b.weight", f"model.layers.{layer}.self_attn.kv_b_proj.weight#{part}"
-        if dense:
-            continue
-        for part in ("gate", "up", "down"):
-            yield f"blk.{layer}.ffn_{part}_exps.weight", f"model.layers.{layer}.mlp.experts.*.{part}_proj.weight"
-        if config.get("topk_method") == "noaux_tc":
+        for source, name in {**_LAYER, **query, **(_DENSE if dense else _MOE)}.items():
+            first, mark, part = source.partition("#")
+            yield f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{first}.weight{mark}{part}"
+        if not dense and config.get("topk_method") == "noaux_tc":
             yield f"blk.{layer}.exp_probs_b.bias", f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
 
 

@@ -20,6 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from loadtest.burst import Burst, random_prompts, run_burst
+from loadtest.options import numbers
 from loadtest.results import provenance, ratios, spread, write_json
 from loadtest.servers import server
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
@@ -40,7 +41,7 @@ def main(
 ) -> None:
     """Measure throughput of every arm, interleaved, and print the ratios to the first arm."""
     folder = resolve_model(model)
-    levels = [int(level) for level in concurrency.split(",")]
+    levels = numbers("--concurrency", concurrency, 4096)
     names = list(dict.fromkeys(a.partition("/")[0] for a in arm))
     vocab = MoEShape.from_path(folder).vocab_size
     bursts: dict[tuple[str, int], list[Burst]] = {(a, c): [] for a in arm for c in levels}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -45,29 +44,26 @@ def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
     """
     tables: dict[int, LayerTable] = {}
     row_of: dict[int, tuple[int, int]] = {}
-    rows: list[int] = []
-    counts: list[int] = []
-    extend = batch.forward_mode.is_extend_without_speculative()
-    per_request = num_tokens // len(batch.reqs)
-    for index, req in enumerate(batch.reqs):
-        hint = req.moe_opt_hint
+    pairs = []
+    for req in batch.reqs:
+        hint: ResolvedHint = req.moe_opt_hint
         pair = row_of.get(id(hint))
         if pair is None:
             pair = row_of[id(hint)] = _assign(state, hint, tables)
-        if extend:
-            start, length = batch.prefix_lens[index], batch.extend_lens[index]
+        pairs.append(pair)
+    if batch.forward_mode.is_extend_without_speculative():
+        rows: list[int] = []
+        counts: list[int] = []
+        for req, (prefill, decode), start, length in zip(
+            batch.reqs, pairs, batch.prefix_lens, batch.extend_lens, strict=True
+        ):
             prompt = min(max(len(req.origin_input_ids) - start, 0), length)
-            rows += pair
+            rows += (prefill, decode)
             counts += (prompt, length - prompt)
-        else:
-            rows.append(pair[1])
-            counts.append(per_request)
-    tokens_by_row: Counter[int] = Counter()
-    for row, count in zip(rows, counts, strict=True):
-        if count:
-            tokens_by_row[row] += count
-    token_rows = np.repeat(np.asarray(rows, np.int32), counts)
-    return StepPlan(token_rows, {row: table for row, table in tables.items() if row in tokens_by_row}, tokens_by_row)
+    else:
+        rows = [decode for _, decode in pairs]
+        counts = [num_tokens // len(rows)] * len(rows)
+    return StepPlan(np.repeat(np.asarray(rows, np.int32), counts), tables)
 
 
 def _assign(state: EngineState, hint: ResolvedHint, tables: dict[int, LayerTable]) -> tuple[int, int]:

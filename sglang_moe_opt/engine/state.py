@@ -29,17 +29,17 @@ class StepPlan:
     Attributes:
         token_rows: int32 [num_tokens].
         tables: the schedules that occur, by row; the full model is left out.
-        tokens_by_row: how many tokens each row has; counted here unless the caller knows.
+        tokens_by_row: how many tokens each row has.
     """
 
     token_rows: np.ndarray
     tables: dict[int, LayerTable]
-    tokens_by_row: dict[int, int] = field(default_factory=dict)
+    tokens_by_row: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.tokens_by_row:
-            rows, counts = np.unique(self.token_rows, return_counts=True)
-            self.tokens_by_row = dict(zip(rows.tolist(), counts.tolist(), strict=True))
+        counts = np.bincount(self.token_rows)
+        self.tokens_by_row = {row: int(counts[row]) for row in np.flatnonzero(counts).tolist()}
+        self.tables = {row: table for row, table in self.tables.items() if row in self.tokens_by_row}
 
 
 @dataclass

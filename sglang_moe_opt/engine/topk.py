@@ -63,25 +63,27 @@ def post_process_topk_ids(
     logical_ids = topk_ids
     ids, weights, recorded = original(topk_ids, topk_weights, topk_config, router_logits, layer_id, *args, **kwargs)
     state = get_state()
-    if state is None:
+    if state is None or (layer := state.layer_index.get(layer_id)) is None:
         return ids, weights, recorded
+    if state.step.active:
+        weights = weights.float()
     remapped = kwargs.get("expert_location_dispatch_info") is not None
-    weights = weights.float()
-    drop_slots(state, layer_id, weights, ids, topk_config, router_logits, logical_ids if remapped else None)
-    if state.step.active and (layer := state.layer_index.get(layer_id)) is not None:
-        num_shared = topk_config.num_shared_topk_slots
-        if state.step.width is not None:
-            # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
-            width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
-            weights, ids = compact(weights, ids, width, num_shared)
-        if recorded is not None:
-            recorded = ids[:, : ids.shape[1] - num_shared]
+    drop_slots(state, layer, weights, ids, topk_config, router_logits, logical_ids if remapped else None)
+    if not state.step.active:
+        return ids, weights, recorded
+    num_shared = topk_config.num_shared_topk_slots
+    if state.step.width is not None:
+        # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
+        width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
+        weights, ids = compact(weights, ids, width, num_shared)
+    if recorded is not None:
+        recorded = ids[:, : ids.shape[1] - num_shared]
     return ids, weights, recorded
 
 
 def drop_slots(
     state: EngineState,
-    layer_id: int,
+    layer: int,
     weights: Tensor,
     ids: Tensor,
     topk_config: Any,
@@ -90,11 +92,11 @@ def drop_slots(
 ) -> None:
     """Apply each token's schedule to weights (float32) and ids [tokens, slots] in place; count if this step is sampled.
 
+    ``layer`` counts MoE layers from 0.
+
     Raises:
         RuntimeError: the layer's kernel routes by itself, so that there are no logits to rank by.
     """
-    if (layer := state.layer_index.get(layer_id)) is None:
-        return
     num_shared = topk_config.num_shared_topk_slots
     if not state.step.active:
         if state.step.sample:
@@ -102,7 +104,7 @@ def drop_slots(
         return
     if router_logits.shape[0] != ids.shape[0]:
         raise RuntimeError(
-            f"sglang-moe-opt: layer {layer_id} routes inside a fused kernel, so expert skipping cannot reach it; "
+            f"sglang-moe-opt: layer {state.shape.moe_layer_ids[layer]} routes inside a fused kernel, so expert skipping cannot reach it; "
             "start the server with --moe-runner-backend triton"
         )
     apply_skip(

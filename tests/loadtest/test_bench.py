@@ -8,8 +8,8 @@ import pytest
 import typer
 
 from loadtest import llama_cpp
-from loadtest.bench import numbers
 from loadtest.bench_report import LLAMA, OURS, SGLANG, Phase, Sample, summary, write_markdown, write_plot
+from loadtest.options import numbers
 from loadtest.results import ratios, spread, write_json
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.shapes import ShapeSpec

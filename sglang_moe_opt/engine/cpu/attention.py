@@ -108,8 +108,13 @@ def _covered(attn: Any, batch: Any) -> bool:
     plain = getattr(attn, "_moe_opt_plain", None)
     if plain is None:
         plain = attn._moe_opt_plain = native.ready() and is_plain(attn)
+    return plain and is_plain_batch(batch)
+
+
+def is_plain_batch(batch: Any) -> bool:
+    """True where the step decodes or extends sequences, and nothing is drafted or verified."""
     mode = batch.forward_mode
-    return plain and batch.spec_info is None and (mode.is_decode() or mode.is_extend())
+    return batch.spec_info is None and (mode.is_decode() or mode.is_extend())
 
 
 def is_plain(attn: Any) -> bool:

@@ -1,6 +1,6 @@
 """DeepSeek's decoder on the CPU kernels, in one call a step.
 
-Upstream runs each layer as some forty small torch operations with their dispatch: at one request, a fifth of a step.
+Upstream runs each layer as dozens of small torch operations: at few requests their dispatch is a good part of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sglang_moe_opt.engine.topk import drop_slots, narrowed_top_k
 
 logger = logging.getLogger(__name__)
 
-_LAYERS = "_moe_opt_layers"
+_KNOWN = "_moe_opt_known"
 _ONE_OR_OFF = (
     *("tp_size", "pp_size", "ep_size", "dp_size", "dcp_size", "attn_cp_size"),
     *("enable_lora", "lora_paths", "enable_eplb", "enable_two_batch_overlap", "enable_single_batch_overlap"),
@@ -42,21 +42,21 @@ def model_forward(
     """AROUND ``DeepseekV2Model.forward``."""
     if not _covered(model, forward_batch):
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
-    layers, pool = getattr(model, _LAYERS, (None, None))
-    if layers is None or pool is not attention.pools()[1]:
-        layers, pool = (decoder.Layer * len(model.layers))(*map(_layer, model.layers)), attention.pools()[1]
-        setattr(model, _LAYERS, (layers, pool))
+    known: _Known | None = getattr(model, _KNOWN, None)
+    if known is None or known.pool is not attention.pools()[1]:
+        known = _Known.of(model)
+        setattr(model, _KNOWN, known)
     hidden = model.embed_tokens(input_ids) if input_embeds is None else input_embeds.clone()
     residual = torch.zeros_like(hidden)
     step = _Step.of(positions, forward_batch)
-    decoder.decoder(layers, step.batch, hidden, residual, _top_k(model), _drop(model))
+    known.layers.run(step.batch, hidden, residual, known.top_k(), known.drop())
     return native.rms_norm(hidden, model.norm.weight, model.norm.variance_epsilon, residual)
 
 
 def after_load_weights(result: Any, causal_model: Any, *args: Any, **kwargs: Any) -> Any:
     """AFTER ``DeepseekV2ForCausalLM.load_weights``: the addresses of weights may be others now."""
-    if hasattr(causal_model.model, _LAYERS):
-        delattr(causal_model.model, _LAYERS)
+    if hasattr(causal_model.model, _KNOWN):
+        delattr(causal_model.model, _KNOWN)
     return result
 
 
@@ -82,25 +82,43 @@ class _Step:
         return cls(decoder.Batch(len(positions), len(lengths), *pointers, slots.stride(0)), tensors)
 
 
-def _top_k(model: Any) -> list[int]:
-    """How many experts each layer's router is asked for in this step; 0 where the layer is dense."""
-    return [
-        narrowed_top_k(layer.layer_id, layer.mlp.topk.topk_config.top_k) if layer.is_layer_sparse else 0
-        for layer in model.layers
-    ]
+@dataclass(frozen=True)
+class _Known:
+    """What stays from step to step: a module's attributes are slow to look up.
 
+    Attributes:
+        pool: of the cache that the layers point to.
+        configs: by layer, its id and ``TopKConfig``; None where it is dense.
+    """
 
-def _drop(model: Any) -> decoder.Drop | None:
-    """What drops slots behind the routers, if this step has any to drop or to count."""
-    state = get_state()
-    if state is None or not (state.step.active or state.step.sample):
-        return None
+    layers: decoder.Decoder
+    pool: Any
+    configs: list[tuple[int, Any] | None]
 
-    def drop(index: int, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
-        layer = model.layers[index]
-        drop_slots(state, layer.layer_id, weights, ids, layer.mlp.topk.topk_config, logits)
+    @classmethod
+    def of(cls, model: Any) -> _Known:
+        return cls(
+            decoder.Decoder([_layer(layer) for layer in model.layers]),
+            attention.pools()[1],
+            [(layer.layer_id, layer.mlp.topk.topk_config) if layer.is_layer_sparse else None for layer in model.layers],
+        )
 
-    return drop
+    def top_k(self) -> list[int]:
+        """How many experts each layer's router is asked for in this step; 0 where the layer is dense."""
+        return [0 if one is None else narrowed_top_k(one[0], one[1].top_k) for one in self.configs]
+
+    def drop(self) -> decoder.Drop | None:
+        """What drops slots behind the routers, if this step has any to drop or to count."""
+        state = get_state()
+        if state is None or not (state.step.active or state.step.sample):
+            return None
+
+        def drop(index: int, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
+            layer_id, config = self.configs[index] or (-1, None)
+            if (layer := state.layer_index.get(layer_id)) is not None:
+                drop_slots(state, layer, weights, ids, config, logits)
+
+        return drop
 
 
 def _layer(layer: Any) -> decoder.Layer:
@@ -171,8 +189,7 @@ def _covered(model: Any, forward_batch: Any) -> bool:
             logger.info("sglang-moe-opt: %d layers in one call a step, on the CPU kernels", len(model.layers))
         elif native.ready():
             logger.warning("sglang-moe-opt: layers run operation by operation, because of %s", obstacle)
-    mode = forward_batch.forward_mode
-    return plain and (mode.is_decode() or mode.is_extend()) and forward_batch.spec_info is None
+    return plain and attention.is_plain_batch(forward_batch)
 
 
 def _obstacle(model: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,49 +72,52 @@ Drop = Callable[[int, Tensor, Tensor, Tensor], None]
 """(layer, weights float32 [tokens, k], ids int32 [tokens, k], router logits float32 [tokens, experts])"""
 
 
-def decoder(
-    layers: ctypes.Array[Layer], batch: Batch, hidden: Tensor, residual: Tensor, top_k: list[int], drop: Drop | None
-) -> None:
-    """Run the layers in place.
+class Decoder:
+    """The layers of a model; whoever makes it keeps the tensors alive that the structs point to."""
 
-    Args:
-        hidden: [tokens, n]: the embedding; then the last layer's output, still to be added to ``residual``.
-        residual: [tokens, n], zeros.
-        top_k: experts to route to, by layer; 0 where it is dense.
-        drop: may change weights, and ids to -1, in place before a layer's experts run; what it raises is raised here,
-            once the layers are through.
-    """
-    tokens, experts = hidden.shape[0], max(layer.moe.experts for layer in layers)
-    logits, weights = torch.empty(tokens * experts), torch.empty(tokens * max(top_k))
-    ids = torch.empty(tokens * max(top_k), dtype=torch.int32)
-    errors: list[BaseException] = []
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = (Layer * len(layers))(*layers)
+        self._experts = [layer.moe.experts for layer in layers]
 
-    def drop_in_layer(index: int) -> None:
-        views = [
-            flat[: tokens * width].view(tokens, width)
-            for flat, width in ((weights, top_k[index]), (ids, top_k[index]), (logits, layers[index].moe.experts))
-        ]
-        try:
-            assert drop is not None
-            drop(index, *views)
-        except BaseException as error:  # ctypes would print it and go on
-            errors.append(error)
+    def run(self, batch: Batch, hidden: Tensor, residual: Tensor, top_k: Sequence[int], drop: Drop | None) -> None:
+        """Run the layers in place.
 
-    routing = _Routing(
-        ctypes.addressof(counts := (_LONG * len(top_k))(*top_k)),
-        logits.data_ptr(),
-        weights.data_ptr(),
-        ids.data_ptr(),
-        _DROP() if drop is None else _DROP(drop_in_layer),
-    )
-    native.functions["decoder"](
-        hidden.dtype is torch.bfloat16,
-        ctypes.addressof(layers),
-        len(counts),
-        ctypes.addressof(batch),
-        ctypes.addressof(routing),
-        hidden.data_ptr(),
-        residual.data_ptr(),
-    )
-    if errors:
-        raise errors[0]
+        Args:
+            hidden: [tokens, n]: the embedding; then the last layer's output, still to be added to ``residual``.
+            residual: [tokens, n], zeros.
+            top_k: experts to route to, by layer; 0 where it is dense.
+            drop: may change weights, and ids to -1, in place before a layer's experts run; what it raises is raised
+                here, once the layers are through.
+        """
+        tokens = hidden.shape[0]
+        logits, weights = torch.empty(tokens * max(self._experts)), torch.empty(tokens * max(top_k))
+        ids = torch.empty(tokens * max(top_k), dtype=torch.int32)
+        errors: list[BaseException] = []
+
+        def drop_in_layer(index: int) -> None:
+            widths = ((weights, top_k[index]), (ids, top_k[index]), (logits, self._experts[index]))
+            try:
+                assert drop is not None
+                drop(index, *(flat[: tokens * width].view(tokens, width) for flat, width in widths))
+            except BaseException as error:  # ctypes would print it and go on
+                errors.append(error)
+
+        counts = (_LONG * len(top_k))(*top_k)
+        routing = _Routing(
+            ctypes.addressof(counts),
+            logits.data_ptr(),
+            weights.data_ptr(),
+            ids.data_ptr(),
+            _DROP() if drop is None else _DROP(drop_in_layer),
+        )
+        native.functions["decoder"](
+            hidden.dtype is torch.bfloat16,
+            ctypes.addressof(self._layers),
+            len(self._layers),
+            ctypes.addressof(batch),
+            ctypes.addressof(routing),
+            hidden.data_ptr(),
+            residual.data_ptr(),
+        )
+        if errors:
+            raise errors[0]

@@ -30,8 +30,8 @@ std::vector<Group> group_slots(const Id* ids, int64_t slots, int64_t experts, st
 // x (tokens, hidden), w13 (experts, 2 inner, hidden) gate rows first, w2 (experts, hidden, inner), add and out
 // (tokens, hidden); out may be x
 template <typename T, typename Id>
-void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids, const float* weights,
-             float scale, const T* add, T* out, int64_t tokens, int64_t k, int64_t hidden, int64_t inner, int64_t n_experts) {
+void experts(const T* x, int64_t x_row, const T* w13, const T* w2, const Id* ids, const float* weights, float scale,
+             const T* add, T* out, int64_t tokens, int64_t k, int64_t hidden, int64_t inner, int64_t n_experts) {
   std::vector<int64_t> order;
   const std::vector<Group> groups = group_slots(ids, tokens * k, n_experts, order);
   const Buffer<T> activated_buffer(order.size() * inner), outputs_buffer(tokens * k * hidden);

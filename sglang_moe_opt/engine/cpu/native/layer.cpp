@@ -46,6 +46,7 @@ struct Routing {
 };
 
 namespace moe_opt {
+namespace {
 
 using Bytes = Buffer<unsigned char>;
 
@@ -79,8 +80,8 @@ void mla_block(int is_bf16, const MlaWeights& w, const Batch& b, void* hidden, v
   moe_opt_linear(is_bf16, false, q, queries, head, w.keys, nullptr, absorbed, w.heads * width, width, w.heads, n,
                  w.rank, w.nope);
   moe_opt_mla_rope(is_bf16, q + w.nope * size, queries, head, absorbed, latents + w.q_rank * size, latent_row,
-                   w.kv_a_norm, w.latent_epsilon, w.angles, b.positions, w.cache, b.cache_slots, n, w.heads, w.rank, w.rope,
-                   w.interleaved);
+                   w.kv_a_norm, w.latent_epsilon, w.angles, b.positions, w.cache, b.cache_slots, n, w.heads, w.rank,
+                   w.rope, w.interleaved);
   moe_opt_mla_attention(is_bf16, absorbed, w.cache, attended, b.slots, b.slots_row, b.pool_rows, b.lengths,
                         b.query_lengths, b.sequences, w.heads, width, w.rank, w.scale);
   Bytes values(n * w.heads * w.value * size), output(n * w.hidden * size);
@@ -105,6 +106,7 @@ void moe(int is_bf16, const MoeWeights& w, void* x, const Routing& r, int64_t to
                   w.shared ? (const void*)shared : nullptr, x, tokens, k, w.hidden, w.inner, w.experts);
 }
 
+}  // namespace
 }  // namespace moe_opt
 
 // hidden (tokens, hidden): the embedding, and then the last layer's output, to be added to residual.

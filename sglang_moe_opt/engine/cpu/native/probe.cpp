@@ -19,7 +19,7 @@ inline u32x16 read_lines(const uint32_t* x, int64_t n) {
 
 // Reads `bytes` bytes; the result is kept where the compiler cannot drop it.
 extern "C" void moe_opt_read(const void* x, int64_t bytes) {
-  static volatile uint32_t sink;
+  [[maybe_unused]] static volatile uint32_t sink;
   using namespace moe_opt;
   constexpr int64_t block = 1 << 14;  // lines
   const int64_t lines = bytes / 64;

@@ -3,9 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include "simd.h"
-
 #include "kernels.h"
+#include "simd.h"
 
 namespace moe_opt {
 

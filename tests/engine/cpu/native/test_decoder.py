@@ -163,8 +163,8 @@ def test_layers_are_what_the_kernels_give_one_by_one(
         )
     hidden = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(9)).to(dtype)
     result, residual = hidden.clone(), torch.zeros_like(hidden)
-    structs = (decoder.Layer * 3)(*(layer.struct() for layer in layers))
-    decoder.decoder(structs, step.batch(), result, residual, [0, TOP_K, TOP_K], drop)
+    whole = decoder.Decoder([layer.struct() for layer in layers])
+    whole.run(step.batch(), result, residual, [0, TOP_K, TOP_K], drop)
     expected_residual = torch.zeros_like(hidden)
     for index, layer in enumerate(layers):
         hidden = layer.run(step, hidden, expected_residual, drop, index)
@@ -181,6 +181,4 @@ def test_an_error_while_dropping_is_raised() -> None:
         raise RuntimeError(f"layer {index}")
 
     with pytest.raises(RuntimeError, match="layer 0"):
-        decoder.decoder(
-            (decoder.Layer * 1)(layer.struct()), step.batch(), hidden, torch.zeros_like(hidden), [TOP_K], fail
-        )
+        decoder.Decoder([layer.struct()]).run(step.batch(), hidden, torch.zeros_like(hidden), [TOP_K], fail)
