@@ -88,24 +88,24 @@ class _Known:
 
     Attributes:
         pool: of the cache that the layers point to.
-        configs: by layer, its id and ``TopKConfig``; None where it is dense.
+        configs: by layer, its id and its ``TopKConfig``, None where it is dense.
     """
 
     layers: decoder.Decoder
     pool: Any
-    configs: list[tuple[int, Any] | None]
+    configs: list[tuple[int, Any]]
 
     @classmethod
     def of(cls, model: Any) -> _Known:
         return cls(
             decoder.Decoder([_layer(layer) for layer in model.layers]),
             attention.pools()[1],
-            [(layer.layer_id, layer.mlp.topk.topk_config) if layer.is_layer_sparse else None for layer in model.layers],
+            [(layer.layer_id, layer.mlp.topk.topk_config if layer.is_layer_sparse else None) for layer in model.layers],
         )
 
     def top_k(self) -> list[int]:
         """How many experts each layer's router is asked for in this step; 0 where the layer is dense."""
-        return [0 if one is None else narrowed_top_k(one[0], one[1].top_k) for one in self.configs]
+        return [0 if config is None else narrowed_top_k(layer_id, config.top_k) for layer_id, config in self.configs]
 
     def drop(self) -> decoder.Drop | None:
         """What drops slots behind the routers, if this step has any to drop or to count."""
@@ -114,7 +114,7 @@ class _Known:
             return None
 
         def drop(index: int, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
-            layer_id, config = self.configs[index] or (-1, None)
+            layer_id, config = self.configs[index]
             if (layer := state.layer_index.get(layer_id)) is not None:
                 drop_slots(state, layer, weights, ids, config, logits)
 
