@@ -104,8 +104,8 @@ def drop_slots(
         return
     if router_logits.shape[0] != ids.shape[0]:
         raise RuntimeError(
-            f"sglang-moe-opt: layer {state.shape.moe_layer_ids[layer]} routes inside a fused kernel, so expert skipping "
-            "cannot reach it; start the server with --moe-runner-backend triton"
+            f"sglang-moe-opt: layer {state.shape.moe_layer_ids[layer]} routes inside a fused kernel, so expert "
+            "skipping cannot reach it; start the server with --moe-runner-backend triton"
         )
     apply_skip(
         weights,
