@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def read_model_config(model: str) -> dict[str, Any]:
 def _flag(command: str, flag: str) -> str | None:
     """The value of a flag in a command line."""
     words = shlex.split(command)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import typer
 
-from loadtest.burst import random_prompts
+from loadtest.burst import flush_cache, random_prompts
 from loadtest.servers import server
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.model_shape import MoEShape
@@ -58,11 +58,11 @@ def main(
         points = []
         for name, work in (("six schedules", mixed), ("full only", [(ids, "full") for ids in prompts])):
             alone = [_answer(client, ids, hint, output_len) for ids, hint in work]
-            client.post("/flush_cache").raise_for_status()
+            flush_cache(client, served.url)
             with ThreadPoolExecutor(requests) as pool:
                 pending = [pool.submit(_answer, client, ids, hint, output_len) for ids, hint in work]
                 together = [answer.result() for answer in pending]
-            client.post("/flush_cache").raise_for_status()
+            flush_cache(client, served.url)
             points.append({"batch": name, **_difference(alone, together)})
             print(json.dumps(points[-1]))
     result = {

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from eval.compare import SHAPES, Comparison
 from eval.outputs.html_tables import schedules_table, tasks_table
 from eval.outputs.notes import MEASURES, headlines, notes
 from eval.outputs.points import AXIS, FEW, points
-from eval.outputs.svg import NARROW, WIDE, legend_marker, plot
+from eval.outputs.svg import legend_marker, plot
 from eval.results import write_atomically
 from eval.scores import Run
 from eval.statistics import Interval
+from sglang_moe_opt.report import page as pages
+from sglang_moe_opt.report.axes import NARROW, WIDE
 
 FILE = "report.html"
 HOW_TO_READ = (
@@ -40,18 +40,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def page(comparison: Comparison) -> str:
     """The whole page."""
-    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    title = f"Accuracy with fewer experts: {comparison.model}"
-    leads = "".join(f"<li>{escape(line)}</li>" for line in headlines(comparison))
-    known = [*notes(comparison), *HOW_TO_READ]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title><style>
-{style}</style></head><body><main>
-<h1>{escape(title)}</h1>
-<p class="soft">{escape(_about(comparison))}</p>
-{f'<ul class="headlines">{leads}</ul>' if leads else ""}
+    body = f"""<p class="soft">{escape(_about(comparison))}</p>
+{pages.headlines(headlines(comparison))}
 {_legend(comparison)}
 <div class="plots">{_plots(comparison)}</div>
 <h2>Schedules</h2>
@@ -61,12 +51,10 @@ def page(comparison: Comparison) -> str:
 significant after Holm's correction for {comparison.task_comparisons} comparisons. Hover for the verdict.</p>
 {tasks_table(comparison)}
 <h2>Before you quote a number</h2>
-<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in known)}</ul>
+{pages.notes([*notes(comparison), *HOW_TO_READ])}
 <h2>What ran</h2>
-{"".join(_run(run) for run in comparison.runs)}
-</main><div id="tip" hidden></div><script>
-{script}</script></body></html>
-"""
+{"".join(_run(run) for run in comparison.runs)}"""
+    return pages.page(f"Accuracy with fewer experts: {comparison.model}", body)
 
 
 def _about(comparison: Comparison) -> str:
@@ -118,15 +106,9 @@ def _run(run: Run) -> str:
         "fingerprint": f"<code>{escape(manifest.model_fingerprint)}</code>",
         "endpoint": escape(manifest.url),
         "git revision": escape(manifest.git_revision or "unknown"),
-        "versions": _pairs(manifest.versions),
-        "machine": _pairs(manifest.machine),
+        "versions": pages.pairs(manifest.versions),
+        "machine": pages.pairs(manifest.machine),
         "seconds": f"{sum(manifest.seconds.values()):,.0f}",
-        "schedules": f"<details><summary>{len(manifest.schedules)} hints</summary>{hints}</details>",
+        "schedules": pages.folded(f"{len(manifest.schedules)} hints", hints),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
-    title = escape(f"{run.folder.name}, {manifest.created}")
-    return f"<details open><summary>{title}</summary><dl>{rows}</dl></details>"
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return escape(", ".join(f"{name} {value}" for name, value in values.items()))
+    return pages.facts(f"{run.folder.name}, {manifest.created}", facts)

@@ -10,15 +10,16 @@ from eval.outputs.svg import layer_bars, legend_marker, range_bar
 from eval.results import TaskEntry
 from eval.statistics import Interval
 from eval.verdicts import is_significant
+from sglang_moe_opt.report.tables import head, table
 
 
 def schedules_table(comparison: Comparison) -> str:
     """One line per schedule: for each measure its value, difference and verdict, and what the schedule does."""
     measures = [(m, name) for m, name, _ in MEASURES if getattr(comparison.baseline, m) is not None]
-    heads = [_head("schedule", "text"), _head("mean na")]
+    heads = [head("schedule", "text"), head("mean na")]
     for _, name in measures:
-        heads += [_head(name), _head("verdict", "text"), '<th scope="col">95 %</th>']
-    heads.append(_head("layers", "text"))
+        heads += [head(name), head("verdict", "text"), '<th scope="col">95 %</th>']
+    heads.append(head("layers", "text"))
     top = max(na for row in comparison.rows for na in row.layers)
     body = []
     for row in comparison.rows:
@@ -27,31 +28,19 @@ def schedules_table(comparison: Comparison) -> str:
             cells += _measure_cells(getattr(row, measure), measure, _reach(comparison, measure))
         cells.append(f'<td class="text">{row.shape}{layer_bars(row.layers, top)}</td>')
         body.append(f'<tr data-row="{escape(row.label)}">{"".join(cells)}</tr>')
-    return _table(heads, body)
+    return table(heads, body)
 
 
 def tasks_table(comparison: Comparison) -> str:
     """One line per schedule, one column per task: score and difference, coloured where it is significant."""
-    heads = [_head("schedule", "text"), _head("mean na")]
-    heads += [_head(task.name, small=_about(task, comparison)) for task in comparison.tasks]
+    heads = [head("schedule", "text"), head("mean na")]
+    heads += [head(task.name, small=_about(task, comparison)) for task in comparison.tasks]
     body = []
     for row in comparison.rows:
         cells = [_name(row), _mean_na(row)]
         cells += [_task_cell(row.tasks[task.name], task) for task in comparison.tasks]
         body.append(f'<tr data-row="{escape(row.label)}">{"".join(cells)}</tr>')
-    return _table(heads, body)
-
-
-def _table(heads: list[str], body: list[str]) -> str:
-    return (
-        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _head(text: str, kind: str = "", small: str = "") -> str:
-    below = f"<small>{small}</small>" if small else ""
-    return f'<th scope="col" class="{kind}"><button type="button">{escape(text)}</button>{below}</th>'
+    return table(heads, body)
 
 
 def _name(row: Row) -> str:

@@ -5,53 +5,33 @@ Colours come from the page's style sheet by class, so that one drawing serves li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
-from math import ceil, floor, log10
+from math import ceil
 
 from eval.compare import Shape
 from eval.outputs.points import Point, front
 from eval.statistics import Interval
+from sglang_moe_opt.report import marks
+from sglang_moe_opt.report.axes import Scale, Size, between, frame, linear
 
 MARKERS: dict[Shape, str] = {
-    "uniform": "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0Z",
-    "ascending": "M0,-5.2L5,3.6L-5,3.6Z",
-    "descending": "M0,5.2L5,-3.6L-5,-3.6Z",
-    "mixed": "M0,-5.4L5.4,0L0,5.4L-5.4,0Z",
-    "dynamic": "M-4,-4H4V4H-4Z",
+    "uniform": marks.CIRCLE,
+    "ascending": marks.UP,
+    "descending": marks.DOWN,
+    "mixed": marks.DIAMOND,
+    "dynamic": marks.SQUARE,
 }
-Scale = Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Size:
-    """A drawing's size and margins in pixels; the page chooses by its width."""
-
-    name: str
-    width: int
-    height: int
-    left: int = 56
-    right: int = 14
-    top: int = 14
-    bottom: int = 42
-    labels: int = 12
-
-
-WIDE = Size("wide", 570, 390)
-NARROW = Size("narrow", 350, 330, labels=5)
 
 
 def plot(found: Sequence[Point], y_label: str, size: Size, band: Interval | None, *, front_is_low: bool) -> str:
     """Value against mean na with intervals and the Pareto front; `band` is where repeats of `full` would fall."""
     ends = [end for p in found if p.interval and p.shows_interval for end in (p.interval.low, p.interval.high)]
     ends += [band.low, band.high] if band else []
-    x_ticks = ticks(min(p.x for p in found), max(p.x for p in found), 6)
-    y_ticks = ticks(min([p.y for p in found] + ends), max([p.y for p in found] + ends), 6)
-    x = _scale(_range(x_ticks, [p.x for p in found]), (size.left + 8, size.width - size.right - 8))
-    y = _scale(_range(y_ticks, [p.y for p in found] + ends), (size.height - size.bottom - 6, size.top + 6))
-    parts = [*_axes(x_ticks, y_ticks, x, y, y_label, size)]
+    x_axis = linear("mean na (routed experts per token)", [p.x for p in found], size.across)
+    y_axis = linear(y_label, [p.y for p in found] + ends, size.up)
+    x, y = x_axis.scale, y_axis.scale
+    parts = frame(x_axis, y_axis, size)
     if band:
         low, high = sorted((y(band.low), y(band.high)))
         width = size.width - size.left - size.right
@@ -69,12 +49,12 @@ def plot(found: Sequence[Point], y_label: str, size: Size, band: Interval | None
 
 
 def legend_marker(shape: Shape) -> str:
-    return f'<svg class="key" viewBox="-7 -7 14 14"><path class="mark {shape}" d="{MARKERS[shape]}"/></svg>'
+    return marks.key(MARKERS[shape], shape)
 
 
 def range_bar(interval: Interval, value: float, reach: Interval, kind: str) -> str:
     """An interval around its value beside zero; `reach` is what the axis spans, `kind` is loss, gain or none."""
-    x = _scale((reach.low, reach.high), (4, 96))
+    x = between((reach.low, reach.high), (4, 96))
     low, high = x(interval.low), x(interval.high)
     return (
         f'<svg class="range {kind}" viewBox="0 0 100 16" aria-hidden="true"><path class="zero" d="M{x(0):.1f},0V16"/>'
@@ -96,53 +76,6 @@ def layer_bars(layers: Sequence[int], top: int) -> str:
     )
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from low to high."""
-    if high <= low:
-        pad = abs(low) * 0.01 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / count
-    power = 10 ** floor(log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    return [round(i * step, 10) for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-
-
-def _range(marks: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    low, high = min([*marks, *values]), max([*marks, *values])
-    return (low, high) if high > low else (low - 1, high + 1)
-
-
-def _scale(domain: tuple[float, float], pixels: tuple[float, float]) -> Scale:
-    factor = (pixels[1] - pixels[0]) / (domain[1] - domain[0])
-    return lambda value: pixels[0] + (value - domain[0]) * factor
-
-
-def _axes(
-    x_ticks: Sequence[float], y_ticks: Sequence[float], x: Scale, y: Scale, y_label: str, size: Size
-) -> list[str]:
-    bottom, right = size.height - size.bottom, size.width - size.right
-    parts = [f'<path class="axis" d="M{size.left},{bottom}H{right}"/>']
-    for tick in y_ticks:
-        parts.append(f'<path class="grid" d="M{size.left},{y(tick):.1f}H{right}"/>')
-        parts.append(
-            f'<text x="{size.left - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick, y_ticks)}</text>'
-        )
-    for tick in x_ticks:
-        parts.append(f'<path class="axis" d="M{x(tick):.1f},{bottom}v5"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{_number(tick, x_ticks)}</text>')
-    middle = (size.left + right) / 2
-    parts.append(
-        f'<text class="title" x="{middle:.0f}" y="{size.height - 6}" text-anchor="middle">'
-        "mean na (routed experts per token)</text>"
-    )
-    center = (size.top + bottom) / 2
-    parts.append(
-        f'<text class="title" transform="translate(11,{center:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
-    )
-    return parts
-
-
 def _marker(point: Point, x: Scale, y: Scale) -> str:
     shape, px, py = point.row.shape, x(point.x), y(point.y)
     whisker = ""
@@ -155,7 +88,7 @@ def _marker(point: Point, x: Scale, y: Scale) -> str:
     return (
         f'<g class="point" data-x="{px:.1f}" data-y="{py:.1f}" data-row="{escape(point.row.label)}" '
         f'data-tip="{escape(_tip(point))}">{whisker}{ring}'
-        f'<path class="{kind} {shape}" transform="translate({px:.1f},{py:.1f})" d="{MARKERS[shape]}"/></g>'
+        f"{marks.placed(MARKERS[shape], f'{kind} {shape}', px, py)}</g>"
     )
 
 
@@ -191,11 +124,3 @@ def _labels(named: Sequence[Point], x: Scale, y: Scale, size: Size, *, below: bo
                 f'<text class="name" x="{at:.1f}" y="{top:.1f}" text-anchor="middle">{escape(point.row.label)}</text>'
             )
     return parts
-
-
-def _number(value: float, marks: Sequence[float]) -> str:
-    step = min((b - a for a, b in pairwise(marks)), default=1.0)
-    decimals = max(0, -floor(log10(step) + 1e-9))
-    while decimals < 6 and abs(round(step, decimals) - step) > 1e-9:
-        decimals += 1
-    return f"{value:.{decimals}f}"

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_moe_opt.cli.serve import check_policy, has_accelerator, resolve_model
+from sglang_moe_opt.cli.own_server import own_server
 from sglang_moe_opt.schedule import FULL
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from eval.runner import Request
     from eval.schedules import Labelled
 
@@ -98,7 +94,11 @@ def _run(request: Request, url: str | None, model: str | None, dtype: str, as_js
     from sglang_moe_opt.cli.report import report
 
     console = Console(stderr=True)
-    with nullcontext(url) if url else _own_server(str(model), dtype, request.config, console) as address:
+    # Threads that spin while they wait lose a small model's steps to whatever else runs here: up to 40 times slower
+    # beside one busy process on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    own = nullcontext(url) if url else own_server(str(model), request.config, ["--dtype", dtype], console)
+    with own as address:
         run(str(address), request, console)
     report([request.out], None, as_json)
 
@@ -114,24 +114,3 @@ def _schedules(profiles: str | None, grid: str | None) -> list[Labelled]:
     if not any(one.label == FULL for one in wanted):
         wanted.insert(0, Labelled(FULL, FULL))
     return wanted
-
-
-@contextmanager
-def _own_server(model: str, dtype: str, config: Path | None, console: Console) -> Iterator[str]:
-    """A server for this run alone; its URL."""
-    from loadtest.servers import server
-
-    path = resolve_model(model)
-    policy = str(config.resolve()) if config else "builtin"
-    check_policy(path, policy, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Threads that spin while they wait lose a small model's steps to whatever else runs here: up to 40 times slower
-    # beside one busy process on two cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    extra = ["--dtype", dtype]
-    with ExitStack() as stack:
-        with console.status(f"starting a server for {model}"):
-            own = stack.enter_context(server(path, on_cpu=not has_accelerator(), policy=policy, port=port, extra=extra))
-        yield own.url

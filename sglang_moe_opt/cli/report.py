@@ -20,17 +20,24 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Where the files go (default: into the only DIR).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Load tests: bench_serving results (JSONL) to show beside. Repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """Write summary.json, summary.csv, PNG plots and report.html; several runs of one model are compared.
+    """Write summary.json, summary.csv, PNG plots and report.html of evaluations or load tests; several are compared.
 
-    A schedule that several of the runs contain counts as repeated.
+    Evaluations are of one model, and a schedule that several of them contain counts as repeated. The curves of several
+    load tests are drawn beside each other.
     """
     if out is None and len(folders) > 1:
         raise ValueError(f"{len(folders)} folders: say with --out DIR where their comparison goes")
-    REPORTS[_kind(folders)](folders, out or folders[0], as_json)
+    REPORTS[_kind(folders)](folders, out or folders[0], as_json, imports or [])
 
 
-def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool) -> None:
+def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool, imports: Sequence[Path]) -> None:
     from rich.console import Console
 
     from eval.compare import compare
@@ -38,6 +45,8 @@ def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool) -> Non
     from eval.outputs.console import show
     from eval.outputs.json import summary
 
+    if imports:
+        raise ValueError(f"--import: only for load tests; {folders[0]} is an evaluation")
     comparison = compare(folders)
     written = write_all(comparison, out)
     if as_json:
@@ -47,8 +56,29 @@ def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool) -> Non
     typer.echo(f"{out}: {', '.join(path.name for path in written)}")
 
 
+def _report_loadtest(folders: Sequence[Path], out: Path, as_json: bool, imports: Sequence[Path]) -> None:
+    from rich.console import Console
+
+    from loadtest.analysis import analyse
+    from loadtest.bench_serving import read
+    from loadtest.outputs import write_all
+    from loadtest.outputs.console import show
+    from loadtest.outputs.json import summary
+
+    analysis = analyse(folders, [point for file in imports for point in read(file)])
+    written = write_all(analysis, out)
+    if as_json:
+        typer.echo(json.dumps(summary(analysis)))
+        return
+    show(analysis, Console())
+    typer.echo(f"{out}: {', '.join(path.name for path in written)}")
+
+
 EVALUATION = "evaluation"
-REPORTS: dict[str, Callable[[Sequence[Path], Path, bool], None]] = {EVALUATION: _report_evaluation}
+REPORTS: dict[str, Callable[[Sequence[Path], Path, bool, Sequence[Path]], None]] = {
+    EVALUATION: _report_evaluation,
+    "loadtest": _report_loadtest,
+}
 """How each kind of run is reported, by the `kind` in its manifest; evaluation runs do not name theirs."""
 
 

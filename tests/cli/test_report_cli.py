@@ -9,6 +9,7 @@ import pytest
 
 from sglang_moe_opt.cli.main import run as moe_opt
 from tests.eval.synthetic_run import write_run
+from tests.loadtest.synthetic_load import write_load
 
 TASKS = ("rte", "cloze", "bits_per_byte")
 
@@ -41,7 +42,7 @@ def test_several_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture
         (None, "no manifest.json there"),
         ("{", "manifest.json"),
         ("[]", "not a JSON object"),
-        ('{"kind": "dance"}', "a run of kind 'dance'; known: evaluation"),
+        ('{"kind": "dance"}', "a run of kind 'dance'; known: evaluation, loadtest"),
         ("{}", "created: Field required"),
     ],
 )
@@ -54,3 +55,36 @@ def test_what_is_no_run_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_load_test_is_rebuilt_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_load(tmp_path / "a").root
+    assert moe_opt(["report", str(folder)]) == 0
+    assert (folder / "report.html").exists()
+    assert "Largest speed-up: na=2" in " ".join(capsys.readouterr().out.split())
+
+
+def test_load_tests_are_compared_beside_imported_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(write_load(tmp_path / name, loads=("c4",)).root) for name in ("a", "b")]
+    other = tmp_path / "sglang.jsonl"
+    other.write_text(json.dumps({"max_concurrency": 4, "total_throughput": 100.0}) + "\n")
+    out = tmp_path / "out"
+    assert moe_opt(["report", *folders, "--out", str(out), "--import", str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((out / "summary.json").read_text())
+    assert found["arms"][0] == "a: full"
+    assert found["imported"][0]["source"] == "sglang"
+
+
+def test_what_cannot_be_reported_together_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load, run = write_load(tmp_path / "load", loads=("c4",)).root, write_run(tmp_path / "run", tasks=TASKS).root
+    assert moe_opt(["report", str(load), str(run), "--out", str(tmp_path / "out")]) == 2
+    assert "runs of different kinds" in capsys.readouterr().err
+    assert moe_opt(["report", str(run), "--import", "x.jsonl"]) == 2
+    assert "--import: only for load tests" in capsys.readouterr().err
+    broken = tmp_path / "x.jsonl"
+    broken.write_text("{}\n")
+    assert moe_opt(["report", str(load), "--import", str(broken)]) == 2
+    assert "x.jsonl: line 1: max_concurrency: got None" in capsys.readouterr().err
+    assert moe_opt(["report", str(load), "--import", str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl" in capsys.readouterr().err

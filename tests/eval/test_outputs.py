@@ -18,7 +18,6 @@ from eval.outputs.html import page
 from eval.outputs.json import summary
 from eval.outputs.markdown import table
 from eval.outputs.notes import headlines, notes
-from eval.outputs.svg import ticks
 from eval.results import ResultsFolder
 from tests.eval.synthetic_run import FEW_SCHEDULES, TASKS, write_run
 
@@ -129,12 +128,6 @@ def test_one_schedule_alone_can_be_reported(tmp_path: Path) -> None:
     comparison = compare([write_run(tmp_path / "a", {"full": "full"}, ("rte", "bits_per_byte")).root])
     assert headlines(comparison) == []
     assert {path.name for path in write_all(comparison, tmp_path / "out")} == FILES | {"per_task.png"}
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0, 6, 6) == [0, 1, 2, 3, 4, 5, 6]
-    assert ticks(1.534, 1.583, 5) == pytest.approx([1.54, 1.55, 1.56, 1.57, 1.58])
-    assert ticks(5, 5, 4)
 
 
 def test_the_markdown_table_has_every_schedule_and_task(comparison: Comparison) -> None:

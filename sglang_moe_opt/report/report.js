@@ -1,5 +1,5 @@
 "use strict";
-// Hover: the point nearest to the pointer tells about its schedule and marks its rows in the tables.
+// Hover or tap: the point nearest to the pointer tells what it is and marks its rows in the tables.
 const tip = document.getElementById("tip");
 const REACH = 26; // pixels
 
@@ -11,10 +11,13 @@ function leave() {
 function enter(point, x, y) {
   leave();
   point.classList.add("on");
-  for (const row of document.querySelectorAll("tbody tr")) {
-    if (row.dataset.row === point.dataset.row) row.classList.add("on");
+  let text = point.dataset.tip;
+  for (const row of document.querySelectorAll("tbody tr[data-row]")) {
+    if (row.dataset.row !== point.dataset.row) continue;
+    row.classList.add("on");
+    text ??= row.dataset.tip; // many plots show the same point: its text stands once, at its row
   }
-  tip.textContent = point.dataset.tip;
+  tip.textContent = text;
   tip.hidden = false;
   tip.style.left = Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 8)) + "px";
   tip.style.top = (y + 18 + tip.offsetHeight > innerHeight ? y - 14 - tip.offsetHeight : y + 18) + "px";
@@ -22,12 +25,13 @@ function enter(point, x, y) {
 
 for (const plot of document.querySelectorAll(".plot")) {
   const points = [...plot.querySelectorAll(".point")];
-  plot.addEventListener("pointermove", (event) => {
+  const look = (event) => {
     const box = plot.getBoundingClientRect();
     const scale = box.width / plot.viewBox.baseVal.width;
     let nearest = null;
     let best = REACH;
     for (const point of points) {
+      if (point.closest(".gone")) continue;
       const dx = event.clientX - box.left - point.dataset.x * scale;
       const dy = event.clientY - box.top - point.dataset.y * scale;
       const distance = Math.hypot(dx, dy);
@@ -35,8 +39,25 @@ for (const plot of document.querySelectorAll(".plot")) {
     }
     if (nearest) enter(nearest, event.clientX, event.clientY);
     else leave();
+  };
+  plot.addEventListener("pointermove", look);
+  plot.addEventListener("pointerdown", look);
+  plot.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") leave(); // a finger that lifts has not finished reading
   });
-  plot.addEventListener("pointerleave", leave);
+}
+document.addEventListener("pointerdown", (event) => {
+  if (!event.target.closest(".plot")) leave();
+});
+
+// Legend: a click on an entry hides its curve and its rows, or shows them again.
+for (const button of document.querySelectorAll(".legend button")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(shown));
+    const own = `[data-series="${button.dataset.series}"]`;
+    for (const element of document.querySelectorAll(`g${own}, tr${own}`)) element.classList.toggle("gone", !shown);
+  });
 }
 
 // Sorting: a click on a column's head; numbers by value, from large to small first; again for the other way.

@@ -1,0 +1,48 @@
+"""summary.csv: one line for each arm, load and metric, for spreadsheets; speed-ups are metrics of their own."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+from eval.results import write_atomically
+from loadtest.analysis import Analysis, Cell
+from loadtest.load import Load
+from loadtest.metrics import BY_TAG
+from loadtest.outputs.json import rounded
+from loadtest.outputs.words import interval_kind
+
+FILE = "summary.csv"
+COLUMNS = ("arm", "load", "load_kind", "load_value", "metric", "value", "low", "high", "ends", "unit", "rounds")
+"""`ends` says what low and high are: quartiles of the rounds, a 95 % interval, or the range of the rounds."""
+
+
+def write(analysis: Analysis, folder: Path) -> list[Path]:
+    """Points of other tools come last, with their source as the arm and without low and high."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for cell in analysis.cells:
+        writer.writerows(_lines(cell))
+    for point in analysis.imported:
+        where = _where(point.source, Load("closed", point.concurrency))
+        for tag, value in point.values.items():
+            writer.writerow([*where, tag, rounded(value), "", "", "", BY_TAG[tag].unit, 1])
+    write_atomically(folder / FILE, text.getvalue())
+    return [folder / FILE]
+
+
+def _lines(cell: Cell) -> Iterator[list[object]]:
+    where = _where(cell.arm, cell.load)
+    for tag, s in cell.values.items():
+        values = map(rounded, (s.median, s.low, s.high))
+        yield [*where, tag, *values, "quartiles", BY_TAG[tag].unit, len(s.all)]
+    for tag, s in cell.speedup.items():
+        values = map(rounded, (s.median, s.low, s.high))
+        yield [*where, f"speedup_{tag}", *values, interval_kind(s), "times", len(s.all)]
+
+
+def _where(arm: str, load: Load) -> tuple[str, str, str, float]:
+    return arm, load.label, load.kind, load.value

@@ -1,0 +1,113 @@
+"""The page's tables: every point with its caveats, and how every metric is derived."""
+
+from __future__ import annotations
+
+from html import escape
+
+from loadtest.analysis import SPEEDUP_OF, Analysis, Cell, Spread
+from loadtest.metrics import ALL, BY_TAG
+from loadtest.outputs import looks, tips
+from loadtest.outputs.svg import legend_marker, row_key
+from loadtest.outputs.words import counted, ends, interval, number, verdict
+from sglang_moe_opt.report.tables import head, table
+
+FIRST = ("total_tok_s",)
+THEN = (
+    "output_tok_s",
+    "requests_s",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "tpot_p50_ms",
+    "tpot_p99_ms",
+    "itl_p50_ms",
+    "itl_p99_ms",
+    "e2e_p50_ms",
+    "goodput_s",
+    "good_share",
+    "distinct_experts",
+    "slots_kept",
+    "mb_per_token",
+    "gb_s",
+    "bandwidth_share",
+    "gflop_s",
+    "compute_share",
+    "running",
+    "waiting",
+    "client_cores",
+    "failures",
+)
+TINT = {"faster": "gain", "slower": "loss"}
+
+
+def points_table(analysis: Analysis) -> str:
+    """One line for each arm and load; columns that are known of none are left out. Hover texts of plots live here."""
+    known = {tag for cell in analysis.cells for tag in cell.values}
+    first, then = ([tag for tag in tags if tag in known] for tags in (FIRST, THEN))
+    has_speedup = any(cell.speedup for cell in analysis.cells)
+    has_caveats = any(cell.caveats for cell in analysis.cells)
+    heads = [head("arm", "text"), head("load")]
+    heads += [_metric_head(tag) for tag in first]
+    heads += [
+        head("speed-up", small="interval", title="Of total tok/s over the first arm, paired by round")
+    ] * has_speedup
+    heads += [_metric_head(tag) for tag in then]
+    heads += [head("caveats", "text")] * has_caveats
+    rows = []
+    for cell in analysis.cells:
+        cells = [_name(analysis, cell), _load(analysis, cell)]
+        cells += [_number(cell, tag) for tag in first]
+        cells += [_speedup(cell.speedup.get(SPEEDUP_OF[0]))] * has_speedup
+        cells += [_number(cell, tag) for tag in then]
+        cells += [f'<td class="prose">{"<br>".join(map(escape, cell.caveats))}</td>'] * has_caveats
+        rows.append(
+            f'<tr data-row="{escape(row_key(cell.arm, cell.load))}" data-series="{analysis.arms.index(cell.arm)}" '
+            f'data-tip="{escape(tips.of_cell(cell))}">{"".join(cells)}</tr>'
+        )
+    return table(heads, rows)
+
+
+def metrics_table() -> str:
+    """Every metric with the sentence that says how it is derived."""
+    rows = [
+        f'<tr><th scope="row" class="wrap">{escape(metric.header)}</th><td class="prose">{escape(metric.about)}</td>'
+        f'<td class="text">{escape(metric.unit)}</td><td class="text">{metric.better}</td>'
+        f'<td class="text"><code>{metric.tag}</code></td></tr>'
+        for metric in ALL
+    ]
+    return table([head(name, "text") for name in ("metric", "how it is derived", "unit", "better", "in files")], rows)
+
+
+def _metric_head(tag: str) -> str:
+    metric = BY_TAG[tag]
+    small = "" if metric.unit in metric.header or metric.header.endswith("/s") else escape(metric.unit)
+    return head(metric.header, small=small, title=metric.about)
+
+
+def _name(analysis: Analysis, cell: Cell) -> str:
+    arm = escape(cell.arm)
+    doubt = f"<small>{counted(len(cell.caveats), 'caveat')}</small>" if cell.caveats else ""
+    return f'<th scope="row" class="wrap">{legend_marker(looks.names(analysis).index(cell.arm))}&nbsp;{arm}{doubt}</th>'
+
+
+def _load(analysis: Analysis, cell: Cell) -> str:
+    return f'<td data-value="{analysis.loads.index(cell.load)}">{cell.load.label}</td>'
+
+
+def _number(cell: Cell, tag: str) -> str:
+    spread = cell.values.get(tag)
+    if spread is None:
+        return '<td data-value=""></td>'
+    rounds = f"quartiles {number(tag, spread.low)} to {number(tag, spread.high)} of {len(spread.all)} rounds"
+    title = f' title="{rounds}"' if len(spread.all) > 1 else ""
+    return f'<td data-value="{spread.median:.6g}"{title}>{number(tag, spread.median)}</td>'
+
+
+def _speedup(ratio: Spread | None) -> str:
+    if ratio is None:
+        return '<td data-value=""></td>'
+    kind = TINT.get(verdict(ratio), "")
+    between = f"<small>{ends(ratio)}</small>" if len(ratio.all) > 1 else ""
+    return (
+        f'<td data-value="{ratio.median:.6g}" class="{kind and kind + "-tint"}" title="{interval(ratio)}">'
+        f"{ratio.median:.2f}{between}</td>"
+    )
