@@ -28,6 +28,9 @@ BUSY_CLIENT = 0.9
 """CPU seconds per second and process from which the client may have been the bottleneck."""
 LATE_CLIENT = 0.1
 """Lag of the client's event loop, as a share of the median time between tokens, from which latencies suffer."""
+CEILINGS = {"bandwidth_share": "read bandwidth", "compute_share": "peak"}
+ABOVE_CEILING = 1.05
+"""From here on a share of what the machine can do says that the ceiling was not measured well."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ def _caveats(rounds: Rounds, values: dict[int, dict[str, float]], load: Load, as
         found.append(f"{len(rounds)} of {asked} rounds")
     medians: dict[str, Any] = {
         tag: float(np.median([v[tag] for v in values.values() if tag in v] or [np.nan]))
-        for tag in ("running", "waiting", "client_lag_ms", "itl_p50_ms", "client_cores")
+        for tag in ("running", "waiting", "client_lag_ms", "itl_p50_ms", "client_cores", *CEILINGS)
     }
     wanted = load.concurrency
     if wanted and medians["running"] < SHORT_OF_LOAD * wanted:
@@ -250,4 +253,7 @@ def _caveats(rounds: Rounds, values: dict[int, dict[str, float]], load: Load, as
         found.append(f"the client was busy: {medians['client_cores']:.2f} of {processes} cores")
     if medians["client_lag_ms"] > max(5.0, LATE_CLIENT * medians["itl_p50_ms"]):
         found.append(f"the client was late: {medians['client_lag_ms']:.0f} ms")
+    for tag, what in CEILINGS.items():
+        if medians[tag] > ABOVE_CEILING:
+            found.append(f"{medians[tag]:.2f} of the {what}: something else slowed its measurement")
     return found

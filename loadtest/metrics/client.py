@@ -23,7 +23,13 @@ def _most(values: list[int]) -> float | None:
 
 METRICS = (
     Metric(
-        "running", "running", "", lambda m: _most(m.point.server.running), "", 0, "Requests in the server's batch, most."
+        "running",
+        "running",
+        "",
+        lambda m: _most(m.point.server.running),
+        "",
+        0,
+        "Requests in the server's batch, most.",
     ),
     Metric("waiting", "waiting", "", lambda m: _median(m.point.server.waiting), "less", 0, "Requests queued, median."),
     Metric("client_cores", "client cores", "", _cores, "less", 2, "CPU seconds of the client per second."),

@@ -111,6 +111,14 @@ def test_a_point_whose_client_was_the_bottleneck_says_so(small: LoadtestFolder) 
     assert caveats(small) == ("the client was busy: 1.90 of 2 cores", "the client was late: 40 ms")
 
 
+def test_a_point_above_its_ceiling_says_so(small: LoadtestFolder) -> None:
+    for turn in (1, 2, 3):
+        changed(small, turn, C4, "full", read_bandwidth=100e9)
+    (found,) = caveats(small)
+    assert found.endswith(" of the read bandwidth: something else slowed its measurement")
+    assert float(found.split()[0]) > 1.05
+
+
 def test_failures_are_counted_by_kind(tmp_path: Path) -> None:
     analysis = analyse([write_load(tmp_path / "run", loads=("c1", "c4"), failures=2).root])
     cell = analysis.cell("full", C4)

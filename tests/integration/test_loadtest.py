@@ -1,0 +1,86 @@
+"""The load test against the real server: its counts are the server's, hints take effect, a queue is noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from server import UNCONFIGURED, Kind, Server, Servers
+
+from loadtest.analysis import Analysis, Cell, analyse
+from loadtest.folder import LoadtestFolder
+from loadtest.load import Load
+from sglang_moe_opt.cli.main import run
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+QUEUEING = Kind(args=("--max-running-requests", "2"))
+
+
+def measure(server: Server, out: Path, *more: str) -> Analysis:
+    short = ("--prompts", "random:8", "--output-len", "8", "--rounds", "1", "--seconds", "0.5", "--max-seconds", "60")
+    assert run(["loadtest", "--url", server.url, *short, *more, "--out", str(out)]) == 0
+    return analyse([out])
+
+
+def cell(found: Analysis, arm: str, users: int) -> Cell:
+    one = found.cell(arm, Load("closed", users))
+    assert one is not None
+    return one
+
+
+def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path) -> None:
+    found = measure(v2, tmp_path, "--profiles", "full,na=2", "--mix", "full=50,na=1=50", "--concurrency", "1,8")
+    assert found.arms == ("full", "na=2", "full:50+na=1:50")
+    assert not found.failures
+    top_k = v2.shape.top_k
+    for arm, kept in (("full", 1.0), ("na=2", 2 / top_k), ("full:50+na=1:50", (top_k + 1) / 2 / top_k)):
+        slots = cell(found, arm, 8).values["slots_kept"].median
+        assert slots == pytest.approx(kept, abs=0.1 if "+" in arm else 0.001)
+    assert (
+        cell(found, "na=2", 8).values["distinct_experts"].median
+        < cell(found, "full", 8).values["distinct_experts"].median
+    )
+    folder = LoadtestFolder(tmp_path)
+    for arm in found.arms:
+        point, records = folder.read_point(1, Load("closed", 8), arm)
+        assert sum(record.output_tokens for record in records) == point.server.generated_tokens
+        assert all(record.input_tokens == 8 and len(record.arrivals) == 8 for record in records)
+
+
+def test_a_server_that_queues_is_noticed(servers: Servers, tmp_path: Path) -> None:
+    found = measure(servers.get(QUEUEING), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")
+    caveats = cell(found, "full", 8).caveats
+    assert any("the server ran at most 2 of 8 at a time" in caveat for caveat in caveats), caveats
+
+
+def test_hints_to_a_server_without_skipping_are_refused(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = servers.get(UNCONFIGURED)
+    assert run(["loadtest", "--url", server.url, "--profiles", "full,na=2", "--out", str(tmp_path / "run")]) == 1
+    assert "the server ignores skip hints" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("points/*"))
+
+
+def test_a_hint_that_the_model_does_not_allow_is_refused(
+    v2: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["loadtest", "--url", v2.url, "--profiles", "full,na=99", "--out", str(tmp_path / "run")]) == 2
+    assert "na=99" in capsys.readouterr().err
+
+
+def test_open_loop(v2: Server, tmp_path: Path) -> None:
+    assert run(arguments(v2, tmp_path, "--rate", "20", "--seconds", "2")) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["loads"] == ["rate20"]
+    records = LoadtestFolder(tmp_path).read_point(1, Load("poisson", 20), "full")[1]
+    assert 15 < len(records) < 75
+    assert all(record.ok for record in records)
+
+
+def arguments(server: Server, out: Path, *more: str) -> Sequence[str]:
+    short = ("--profiles", "full", "--prompts", "random:8", "--output-len", "8", "--rounds", "1")
+    return ["loadtest", "--url", server.url, *short, *more, "--out", str(out)]

@@ -1,0 +1,67 @@
+"""The locustfile under plain Locust, without its web UI."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from loadtest.record import Record, read_lines
+from loadtest.sse_server import Fault, Schedule, sse_server
+
+SCHEDULE = Schedule((10.0,), (5.0,))
+
+
+def locust(root: Path, url: str, out: Path, *more: str, code: int = 0) -> list[Record]:
+    """Run it for two seconds; every request."""
+    command = [sys.executable, "-m", "locust", "-f", str(root / "loadtest" / "locustfile.py"), "--headless"]
+    command += ["--host", url, "-u", "10", "-r", "10", "-t", "2s", "--csv", str(out / "stats")]
+    command += ["--prompts", "random:4", "--output-len", "6", "--records", str(out / "records.jsonl"), *more]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return list(read_lines(out / "records.jsonl"))
+
+
+def statistics(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "stats_stats.csv").open(newline="") as stream:
+        return {row["Name"]: row for row in csv.DictReader(stream)}
+
+
+def test_latencies_of_each_profile_are_locusts_statistics(project_root: Path, tmp_path: Path) -> None:
+    with sse_server(SCHEDULE) as served:
+        records = locust(project_root, served.url, tmp_path, "--profile-mix", "full=70,na=2=30")
+    assert all(record.ok and record.output_tokens == 6 for record in records)
+    shares = Counter(record.profile for record in records)
+    assert shares["full"] / len(records) == pytest.approx(0.7, abs=0.1)
+    rows = statistics(tmp_path)
+    assert {f"{p} {m}" for p in ("full", "na=2") for m in ("TTFT", "TPOT", "E2E")} <= set(rows)
+    assert float(rows["full TTFT"]["50%"]) == pytest.approx(10, abs=6)
+    assert int(rows["full E2E"]["Request Count"]) == shares["full"]
+
+
+def test_failures_are_locusts_failures(project_root: Path, tmp_path: Path) -> None:
+    with sse_server(SCHEDULE, [Fault("http500", 4)]) as served:
+        records = locust(project_root, served.url, tmp_path, code=1)
+    failed = [record for record in records if record.failed]
+    assert {record.error for record in failed} == {"HTTP 500"}
+    assert int(statistics(tmp_path)["full E2E"]["Failure Count"]) == len(failed) > 5
+
+
+def test_an_open_loop_keeps_its_rate(project_root: Path, tmp_path: Path) -> None:
+    with sse_server(Schedule((300.0,), (1.0,))) as served:
+        records = locust(project_root, served.url, tmp_path, "--arrivals-per-second", "40")
+    assert 25 <= len(records) <= 90
+
+
+def test_processes_share_the_users(project_root: Path, tmp_path: Path) -> None:
+    """Master and workers: the way to several machines."""
+    options: Sequence[str] = ("--processes", "2", "--expect-workers", "2")
+    with sse_server(SCHEDULE) as served:
+        records = locust(project_root, served.url, tmp_path, *options)
+    assert len(records) > 50
+    assert int(statistics(tmp_path)["full E2E"]["Request Count"]) == pytest.approx(len(records), abs=10)
