@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.results import file_name
 from eval.schedules import Labelled, parse_profiles, resolve_all
 from loadtest.folder import ArmEntry
 from loadtest.target import Target
@@ -47,10 +48,10 @@ def build_arms(
         ArmEntry(label=name, url=other.url, hints={name: (None, 1.0)}, is_baseline_server=True)
         for name, other in others.items()
     ]
-    labels = [arm.label for arm in arms]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise FieldError("curves", label, "each label once")
+    names = [file_name(arm.label) for arm in arms]
+    for arm, name in zip(arms, names, strict=True):
+        if names.count(name) > 1:
+            raise FieldError("curves", arm.label, "each label once, apart in more than signs")
     return arms
 
 

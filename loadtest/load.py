@@ -54,7 +54,7 @@ def parse_levels(option: str, text: str, kind: str) -> list[Load]:
     Raises:
         FieldError: naming the option, the value and what is allowed.
     """
-    allowed = "whole numbers from 1 to 4096" if kind == "closed" else "numbers above 0"
+    allowed = "whole numbers from 1 to 4096" if kind == "closed" else "numbers from 0.001 to 100000"
     values = []
     for part in text.split(","):
         try:
@@ -62,7 +62,7 @@ def parse_levels(option: str, text: str, kind: str) -> list[Load]:
         except ValueError:
             value = 0.0
         whole = kind != "closed" or (value.is_integer() and value <= 4096)
-        if not (0 < value < float("inf") and whole):
+        if not (0.001 <= value <= 1e5 and whole):
             raise FieldError(option, part.strip(), f"{allowed}, comma-separated")
         values.append(value)
     return [Load(kind, value) for value in dict.fromkeys(values)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from loadtest.metrics.base import Measurement, Metric
+from loadtest.metrics.base import Measurement, Metric, percentile
 
 
 def _cores(m: Measurement) -> float | None:
@@ -16,9 +16,9 @@ def _median(values: list[int]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _most(values: list[int]) -> float | None:
-    """While prompts are read, which takes a while, the batch is still growing."""
-    return float(max(values)) if values else None
+def _mostly(values: list[int]) -> float | None:
+    """The upper quartile: while prompts are read, which takes a while, the batch is still growing."""
+    return percentile(values, 75)
 
 
 METRICS = (
@@ -26,10 +26,10 @@ METRICS = (
         "running",
         "running",
         "",
-        lambda m: _most(m.point.server.running),
+        lambda m: _mostly(m.point.server.running),
         "",
         0,
-        "Requests in the server's batch, most.",
+        "Requests in the server's batch, upper quartile of the samples.",
     ),
     Metric("waiting", "waiting", "", lambda m: _median(m.point.server.waiting), "less", 0, "Requests queued, median."),
     Metric("client_cores", "client cores", "", _cores, "less", 2, "CPU seconds of the client per second."),

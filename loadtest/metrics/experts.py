@@ -10,12 +10,17 @@ def _step(m: Measurement) -> Work | None:
     """One decode step of the whole batch."""
     if m.shape is None or m.mean_na is None or m.load.concurrency is None or not m.answered:
         return None
-    tokens = m.load.concurrency
+    tokens = min([m.load.concurrency, *_batch(m)])
     distinct = m.point.server.distinct_experts
     if distinct is None:
         distinct = expected_distinct_experts(m.shape.num_experts, m.mean_na, tokens)
     context = sum(r.input_tokens + r.output_tokens / 2 for r in m.answered) / len(m.answered)
     return decode_step(m.shape, tokens=tokens, na=m.mean_na, distinct_experts=distinct, context=context)
+
+
+def _batch(m: Measurement) -> list[int]:
+    """How many the server ran, where it says so: a point that queued has smaller steps."""
+    return [max(m.point.server.running)] if m.point.server.running else []
 
 
 def _seconds_per_step(m: Measurement) -> float | None:

@@ -34,7 +34,7 @@ def is_good(record: Record, goodput_ms: Mapping[str, float]) -> bool:
 
 
 def _share(m: Measurement) -> float | None:
-    sent = [*m.answered, *m.failed]
+    sent = [*m.answered, *(r for r in m.records if not r.ok)]
     if not m.goodput_ms or not sent:
         return None
     return sum(is_good(r, m.goodput_ms) for r in sent) / len(sent)

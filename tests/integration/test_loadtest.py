@@ -39,10 +39,8 @@ def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path
     for arm, kept in (("full", 1.0), ("na=2", 2 / top_k), ("full:50+na=1:50", (top_k + 1) / 2 / top_k)):
         slots = cell(found, arm, 8).values["slots_kept"].median
         assert slots == pytest.approx(kept, abs=0.1 if "+" in arm else 0.001)
-    assert (
-        cell(found, "na=2", 8).values["distinct_experts"].median
-        < cell(found, "full", 8).values["distinct_experts"].median
-    )
+    distinct = {arm: cell(found, arm, 8).values["distinct_experts"].median for arm in found.arms}
+    assert distinct["na=2"] < distinct["full"]
     folder = LoadtestFolder(tmp_path)
     for arm in found.arms:
         point, records = folder.read_point(1, Load("closed", 8), arm)
@@ -53,7 +51,7 @@ def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path
 def test_a_server_that_queues_is_noticed(servers: Servers, tmp_path: Path) -> None:
     found = measure(servers.get(QUEUEING), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")
     caveats = cell(found, "full", 8).caveats
-    assert any("the server ran at most 2 of 8 at a time" in caveat for caveat in caveats), caveats
+    assert any("the server ran 2 of 8 at a time" in caveat for caveat in caveats), caveats
 
 
 def test_hints_to_a_server_without_skipping_are_refused(
