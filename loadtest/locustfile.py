@@ -2,8 +2,8 @@
 
 Every user keeps one request running; TTFT, TPOT and E2E of every profile appear as Locust's own statistics. One class
 of users for each profile of --profile-mix, chosen by its share. --arrivals-per-second makes users send at random
-instead (together a Poisson process, whatever is still running). For interleaved sweeps with a report see
-`moe-opt loadtest`.
+instead (together a Poisson process, whatever is still running), --trace as it was recorded. For interleaved sweeps
+with a report see `moe-opt loadtest`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from locust import User, events, task  # first: it makes sockets cooperative
 
 from loadtest.api import APIS, Ask, encode
 from loadtest.arms import parse_mix
+from loadtest.arrivals import Arrival, trace
 from loadtest.client import StreamClient
 from loadtest.prompts import PromptSource, parse
 from loadtest.record import CUT_OFF, Record, to_lines
-from loadtest.session import BACK_OFF_S
+from loadtest.session import BACK_OFF_S, resized
 from loadtest.sweep import LEAST_VOCABULARY
 from loadtest.target import Target, find_target
 
@@ -45,8 +47,10 @@ def add_options(parser: Any) -> None:
         type=float,
         default=0.0,
         env_var="MOE_OPT_RATE",
-        help="of all users; 0: closed loop",
+        help="of all users of a process, in an open loop; 0: closed loop",
     )
+    add("--trace", default="", env_var="MOE_OPT_TRACE", help="CSV of arrivals to replay, dealt out to the users")
+    add("--trace-speed", type=float, default=1.0, env_var="MOE_OPT_TRACE_SPEED", help="times as fast as recorded")
     add("--silence", type=float, default=60.0, env_var="MOE_OPT_SILENCE", help="seconds without a byte: failed")
     add("--records", default="", env_var="MOE_OPT_RECORDS", help="JSONL file to append every request to")
     add("--prompt-seed", type=int, default=0, env_var="MOE_OPT_SEED", help="of the prompts")
@@ -65,19 +69,21 @@ class StreamUser(User):
         self._shared = shared
         self._number = next(StreamUser._numbers)
         self._turn = itertools.count()
-        self._random = np.random.default_rng([shared.options.prompt_seed, self._number])
         self._client = self._connect()
+        self._due = self._arrivals() if shared.is_open else None
 
     @task
     def request(self) -> None:
         """One request, or in an open loop the wait for the next one, which is then on its own."""
-        body = self._body()
-        rate = self._shared.options.arrivals_per_second
-        if not rate:
-            self._ask(self._client, body)
+        if self._due is None:
+            self._ask(self._client, self._body())
             return
-        users = max(1, self.environment.runner.target_user_count if self.environment.runner else 1)
-        gevent.sleep(self._random.exponential(users / rate))
+        arrival = next(self._due, None)
+        if arrival is None:
+            gevent.sleep(1e9)  # the trace is over
+            return
+        body = self._body(arrival)
+        gevent.sleep(max(0.0, self._shared.zero + arrival.at - time.monotonic()))
         gevent.spawn(self._ask_apart, body)
 
     def on_stop(self) -> None:
@@ -87,11 +93,26 @@ class StreamUser(User):
         target = self._shared.target
         return StreamClient(target.url, target.api, self._shared.options.silence)
 
-    def _body(self) -> bytes:
+    def _arrivals(self) -> Iterator[Arrival]:
+        """This user's: of a trace every so-manyth, else a Poisson process, which those of all users add up to."""
+        shared = self._shared
+        users = max(1, self.environment.runner.target_user_count if self.environment.runner else 1)
+        if shared.trace:
+            yield from shared.trace[self._number % users :: users]
+            return
+        random = np.random.default_rng([shared.options.prompt_seed, self._number])
+        at = time.monotonic() - shared.zero
+        while True:
+            at += random.exponential(users / shared.options.arrivals_per_second)
+            yield Arrival(at)
+
+    def _body(self, arrival: Arrival | None = None) -> bytes:
         shared = self._shared
         prompt = shared.source.draw(self._number + 1009 * next(self._turn))
-        length = prompt.output_len or shared.options.output_len
-        ask = Ask(prompt.ids, prompt.text, length, self.hint)
+        ids, length = prompt.ids, prompt.output_len or shared.options.output_len
+        if arrival is not None and arrival.output_tokens:
+            ids, length = resized(ids, arrival.input_tokens), arrival.output_tokens
+        ask = Ask(ids, prompt.text, length, self.hint)
         return encode(APIS[shared.target.api].body(ask, shared.target.model))
 
     def _ask_apart(self, body: bytes) -> None:
@@ -136,6 +157,8 @@ class _Shared:
             data_dir=options.data_dir or None,
             seed=options.prompt_seed,
         )
+        self.trace = trace(options.trace, options.trace_speed, 1e9, 1 << 20, 1 << 20).arrivals if options.trace else ()
+        self.is_open = bool(options.trace or options.arrivals_per_second)
         self.zero = time.monotonic()
 
 

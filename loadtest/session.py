@@ -61,10 +61,9 @@ class Session:
         total = self.spec.parsed_load.concurrency or 1
         profile, hint = self._profiles[index % total % len(self._profiles)]
         prompt = self._source.draw(index)
-        ids = prompt.ids
-        if input_len is not None and ids is not None:
-            ids = tuple(itertools.islice(itertools.cycle(ids), input_len))
-        ask = Ask(ids, prompt.text, output_len or prompt.output_len or self.spec.output_len, hint)
+        ask = Ask(
+            resized(prompt.ids, input_len), prompt.text, output_len or prompt.output_len or self.spec.output_len, hint
+        )
         return profile, encode(APIS[self.spec.api].body(ask, self.spec.model))
 
     def bodies(self, number: int) -> Iterator[tuple[str, bytes]]:
@@ -149,6 +148,11 @@ def run_open(session: Session) -> None:
     finally:
         gevent.killall(running)
     session.idle()
+
+
+def resized(ids: tuple[int, ...] | None, length: int | None) -> tuple[int, ...] | None:
+    """Token ids repeated or cut to a length, where one is given; texts are left as they are."""
+    return ids if ids is None or not length else tuple(itertools.islice(itertools.cycle(ids), length))
 
 
 def _ask_once(session: Session, profile: str, body: bytes) -> None:

@@ -17,9 +17,14 @@ from sglang_moe_opt.cli.serve import has_accelerator
 from sglang_moe_opt.fields import FieldError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from loadtest.load import Load
     from loadtest.sweep import Options
+    from loadtest.target import Target
 
+SPARE = 16
+"""Tokens of the context that no prompt takes: a chat template's, for instance."""
 API_KEY_ENV = "MOE_OPT_API_KEY"
 
 
@@ -142,9 +147,8 @@ def _run(
     from loadtest.target import find_target
     from sglang_moe_opt.cli.report import report
 
-    parse(
-        options.prompts, vocab_size=1 << 16, data_dir=options.data_dir, seed=0
-    )  # refuse what is wrong before starting
+    # Refuse what is wrong before a server starts.
+    parse(options.prompts, vocab_size=1 << 16, data_dir=options.data_dir, seed=0)
     needs_text = not options.prompts.startswith("random:")
     console = Console(stderr=True)
     own = nullcontext(url) if url else own_server(str(model), curves.config, _room(options), console)
@@ -154,6 +158,8 @@ def _run(
         others = {name: find_target(other, api, needs_text=needs_text) for name, other in curves.others.items()}
         targets |= {other.url: other for other in others.values()}
         arms = build_arms(target, curves.profiles, curves.mixes, others, curves.config)
+        if options.trace:
+            options = replace(options, max_input=_longest_prompt(options, target, console))
         if is_here(target.url) and not has_accelerator():
             from loadtest.probe import Probe
 
@@ -172,6 +178,20 @@ def _run(
         problem = f"{sweep.failures} requests failed; see the table of points in {folder / 'report.html'}"
     if problem:
         raise RuntimeError(problem)
+
+
+def _longest_prompt(options: Options, target: Target, console: Console) -> int:
+    """What the server's context leaves beside the answer; says how much of the trace that cuts."""
+    from loadtest.arrivals import trace
+
+    longest = max(1, target.served.context - options.output_len - SPARE) if target.served else options.max_input
+    for load in options.loads:
+        found = trace(str(options.trace), load.value, options.seconds, longest, options.output_len)
+        console.print(
+            f"{load.label}: {len(found.arrivals)} requests in {options.seconds:g} s; {found.clipped} of them cut to "
+            f"{longest} tokens in and {options.output_len} out"
+        )
+    return longest
 
 
 def _loads(concurrency: str | None, rate: str | None, trace: str | None, speed: str) -> list[Load]:

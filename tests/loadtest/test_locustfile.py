@@ -14,6 +14,8 @@ import pytest
 from loadtest.record import Record, read_lines
 from loadtest.sse_server import Fault, Schedule, sse_server
 
+pytestmark = pytest.mark.server  # on a busy machine times mean nothing
+
 SCHEDULE = Schedule((10.0,), (5.0,))
 
 
@@ -56,6 +58,19 @@ def test_an_open_loop_keeps_its_rate(project_root: Path, tmp_path: Path) -> None
     with sse_server(Schedule((300.0,), (1.0,))) as served:
         records = locust(project_root, served.url, tmp_path, "--arrivals-per-second", "40")
     assert 25 <= len(records) <= 90
+
+
+def test_a_trace_is_replayed(project_root: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:{10 + n // 10:02}.{n % 10}000000,{20 + n},{2 + n % 3}" for n in range(30)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    with sse_server(SCHEDULE) as served:
+        records = locust(project_root, served.url, tmp_path, "--trace", str(trace), "--trace-speed", "3")
+    assert len(records) == 30, "three seconds in one"
+    assert sorted(record.input_tokens for record in records) == [20 + n for n in range(30)]
+    assert Counter(record.output_tokens for record in records) == {2: 10, 3: 10, 4: 10}
+    starts = sorted(record.start for record in records)
+    assert starts[-1] - starts[0] == pytest.approx(2.9 / 3, abs=0.2)
 
 
 def test_processes_share_the_users(project_root: Path, tmp_path: Path) -> None:

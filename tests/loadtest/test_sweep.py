@@ -20,6 +20,8 @@ from loadtest.sweep import Options, Sweep, SweepError
 from loadtest.target import Target, find_target
 from sglang_moe_opt.cli.main import run
 
+pytestmark = pytest.mark.server  # on a busy machine times mean nothing
+
 QUICK = Schedule((5.0,), (5.0,))
 LOADS = [Load("closed", 2), Load("closed", 4)]
 
