@@ -247,7 +247,7 @@ def _caveats(rounds: Rounds, values: dict[int, dict[str, float]], load: Load, as
     wanted = load.concurrency
     if wanted and medians["running"] < SHORT_OF_LOAD * wanted:
         queued = f", {medians['waiting']:.0f} were queued" if medians["waiting"] >= 1 else ""
-        found.append(f"the server ran {medians['running']:.0f} of {wanted} at a time{queued}")
+        found.append(f"the server ran at most {medians['running']:.0f} of {wanted} at a time{queued}")
     processes = max(m.point.client.processes for m in rounds.values())
     if medians["client_cores"] > BUSY_CLIENT * processes:
         found.append(f"the client was busy: {medians['client_cores']:.2f} of {processes} cores")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from loadtest.metrics.base import Measurement, Metric, percentile
+from loadtest.metrics.base import Measurement, Metric
 
 
 def _cores(m: Measurement) -> float | None:
@@ -16,9 +16,9 @@ def _median(values: list[int]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _mostly(values: list[int]) -> float | None:
-    """The upper quartile: while prompts are read, which takes a while, the batch is still growing."""
-    return percentile(values, 75)
+def _peak(values: list[int]) -> float | None:
+    """Neither mean nor median: while prompts are read, which takes a while, the batch is still growing."""
+    return float(max(values)) if values else None
 
 
 METRICS = (
@@ -26,10 +26,10 @@ METRICS = (
         "running",
         "running",
         "",
-        lambda m: _mostly(m.point.server.running),
+        lambda m: _peak(m.point.server.running),
         "",
         0,
-        "Requests in the server's batch, upper quartile of the samples.",
+        "Requests in the server's batch, the most of all samples.",
     ),
     Metric("waiting", "waiting", "", lambda m: _median(m.point.server.waiting), "less", 0, "Requests queued, median."),
     Metric("client_cores", "client cores", "", _cores, "less", 2, "CPU seconds of the client per second."),

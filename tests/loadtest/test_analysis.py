@@ -99,7 +99,7 @@ def test_a_point_that_did_not_run_at_its_load_says_so(small: LoadtestFolder) -> 
         changed(small, turn, C4, "full", server=ServerSide(running=[1, 3, 3], waiting=[1, 1, 2]), cut_off=1)
     assert caveats(small) == (
         "3 requests cut off at the point's time limit",
-        "the server ran 3 of 4 at a time, 1 were queued",
+        "the server ran at most 3 of 4 at a time, 1 were queued",
     )
     assert caveats(small, "na=2") == ()
 
