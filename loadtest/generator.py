@@ -18,7 +18,7 @@ from typing import Any
 import gevent
 import numpy as np
 import psutil
-from locust import User, task  # first: it makes sockets cooperative
+from locust import User, task
 from locust.env import Environment
 from locust.runners import LocalRunner
 

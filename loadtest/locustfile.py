@@ -9,6 +9,7 @@ with a report see `moe-opt loadtest`.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import gevent
 import numpy as np
-from locust import User, events, task  # first: it makes sockets cooperative
+from locust import User, events, task
 
 from loadtest.api import APIS, Ask, encode
 from loadtest.arms import parse_mix
@@ -65,8 +66,7 @@ class StreamUser(User):
     _numbers = itertools.count()
 
     def on_start(self) -> None:
-        shared = _shared(self.environment)
-        self._shared = shared
+        shared = self._shared = _by_environment[id(self.environment)]
         self._number = next(StreamUser._numbers)
         self._turn = itertools.count()
         self._client = self._connect()
@@ -165,14 +165,12 @@ class _Shared:
 _by_environment: dict[int, _Shared] = {}
 
 
-def _shared(environment: Any) -> _Shared:
-    """Made by the first user, when the host is known: the web UI may change it."""
+@events.test_start.add_listener
+def look_at_server(environment: Any, **_: Any) -> None:
+    """Before any user starts; the web UI may have changed the host."""
     options = environment.parsed_options
     options.host = environment.host or options.host
-    known = _by_environment.get(id(environment))
-    if known is None or known.options.host != known.target.url:
-        known = _by_environment[id(environment)] = _Shared(options)
-    return known
+    _by_environment[id(environment)] = _Shared(options)
 
 
 def _classes(mix: str) -> dict[str, type[StreamUser]]:
@@ -187,6 +185,7 @@ def _classes(mix: str) -> dict[str, type[StreamUser]]:
     }
 
 
+logging.getLogger("httpx").setLevel(logging.WARNING)
 globals().update(_classes(os.environ.get("MOE_OPT_PROFILE_MIX", DEFAULT_MIX)))  # Locust wants users in the file
 
 
