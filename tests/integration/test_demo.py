@@ -22,8 +22,8 @@ def command(model: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("random-v2", tmp_path_factory.mktemp("model"))
+def model() -> Path:
+    return checkpoint("random-v2")
 
 
 def test_it_answers_measures_and_reports(model: Path, tmp_path: Path, project_root: Path) -> None:

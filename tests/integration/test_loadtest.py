@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,13 +46,14 @@ def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path
     for arm in found.arms:
         point, records = folder.read_point(1, Load("closed", 8), arm)
         assert sum(record.output_tokens for record in records) == point.server.generated_tokens
-        assert all(record.input_tokens == 8 and len(record.arrivals) == 8 for record in records)
+        assert all(record.ok and record.input_tokens == record.output_tokens == 8 for record in records)
 
 
 def test_a_server_that_queues_is_noticed(servers: Servers, tmp_path: Path) -> None:
     found = measure(servers.get(QUEUEING), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")
-    caveats = cell(found, "full", 8).caveats
-    assert any("the server ran at most 2 of 8 at a time" in caveat for caveat in caveats), caveats
+    assert re.search(
+        r"the server ran at most [0-2] of 8 at a time, \d+ were queued", str(cell(found, "full", 8).caveats)
+    )
 
 
 def test_hints_to_a_server_without_skipping_are_refused(
@@ -66,14 +68,14 @@ def test_hints_to_a_server_without_skipping_are_refused(
 def test_a_hint_that_the_model_does_not_allow_is_refused(
     v2: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["loadtest", "--url", v2.url, "--profiles", "full,na=99", "--out", str(tmp_path / "run")]) == 2
-    assert "na=99" in capsys.readouterr().err
+    assert run(["loadtest", "--url", v2.url, "--profiles", "full,na=0", "--out", str(tmp_path / "run")]) == 2
+    assert "na=0" in capsys.readouterr().err
 
 
 def test_open_loop(v2: Server, tmp_path: Path) -> None:
     assert run(arguments(v2, tmp_path, "--rate", "20", "--seconds", "2")) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["loads"] == ["rate20"]
+    assert [load["label"] for load in summary["loads"]] == ["rate20"]
     records = LoadtestFolder(tmp_path).read_point(1, Load("poisson", 20), "full")[1]
     assert 15 < len(records) < 75
     assert all(record.ok for record in records)
