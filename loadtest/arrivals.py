@@ -54,7 +54,7 @@ def trace(file: str | Path, speed: float, seconds: float, max_input: int, max_ou
         max_input, max_output: longer prompts and answers are cut to these.
 
     Raises:
-        FieldError: naming file and line where it cannot be read.
+        ValueError: naming file and line where it cannot be read.
     """
     arrivals, clipped, first = [], 0, None
     for number, row in enumerate(_rows(Path(file)), 2):
@@ -71,7 +71,7 @@ def trace(file: str | Path, speed: float, seconds: float, max_input: int, max_ou
         clipped += cut != (asked, answered)
         arrivals.append(Arrival(at, max(1, cut[0]), max(1, cut[1])))
     if not arrivals:
-        raise FieldError("--trace", str(file), "a file with at least one request")
+        raise ValueError(f"--trace: {file} has no request, allowed: a file with at least one request")
     return Trace(tuple(arrivals), clipped)
 
 
@@ -83,9 +83,9 @@ def _rows(file: Path) -> list[dict[str, str]]:
                 raise FieldError(f"{file}: line 1", reader.fieldnames, f"a column {missing[0]}")
             return list(reader)
     except OSError as error:
-        raise FieldError("--trace", str(file), f"a CSV file that can be read ({error.strerror})") from None
+        raise ValueError(f"--trace: {file} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise FieldError("--trace", str(file), "a CSV file in UTF-8") from None
+        raise ValueError(f"--trace: {file} is not UTF-8") from None
 
 
 def _time(text: str) -> float:

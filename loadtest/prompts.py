@@ -90,7 +90,7 @@ def parse(
         seed: of ids and order.
 
     Raises:
-        FieldError: naming the option or the file and line, the value and what is allowed.
+        ValueError: naming the option or the file and line, the value and what is allowed.
     """
     kind, _, rest = spec.partition(":")
     if kind == "random":
@@ -116,11 +116,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise FieldError(
-            "--prompts", str(file), f"a file that can be read ({error.strerror}); see --data-dir"
-        ) from None
+        raise ValueError(f"--prompts: {file} cannot be read ({error.strerror}); see --data-dir") from None
     except UnicodeDecodeError:
-        raise FieldError("--prompts", str(file), "a file in UTF-8") from None
+        raise ValueError(f"--prompts: {file} is not UTF-8") from None
 
 
 def _json_lines(file: Path, field: str | None) -> list[Prompt]:
@@ -164,7 +162,7 @@ def _sharegpt(file: Path) -> list[Prompt]:
     try:
         rows = json.loads(_read(file))
     except ValueError:
-        raise FieldError("--prompts", str(file), "JSON in ShareGPT's format") from None
+        raise ValueError(f"--prompts: {file} is not JSON in ShareGPT's format") from None
     prompts = []
     for row in rows if isinstance(rows, list) else []:
         found = row.get("conversations") if isinstance(row, dict) else None
@@ -178,5 +176,5 @@ def _sharegpt(file: Path) -> list[Prompt]:
 
 def _some(prompts: list[Prompt], file: Path) -> list[Prompt]:
     if not prompts:
-        raise FieldError("--prompts", str(file), "a file with at least one prompt")
+        raise ValueError(f"--prompts: {file} has no prompt, allowed: a file with at least one prompt")
     return prompts

@@ -83,7 +83,7 @@ def test_other_sources_are_refused(spec: str) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="--data-dir"):
         parse("gsm8k")
-    with pytest.raises(FieldError, match=r"gsm8k_test\.jsonl.*--data-dir"):
+    with pytest.raises(ValueError, match=r"gsm8k_test\.jsonl.*--data-dir"):
         parse("gsm8k", data_dir=tmp_path)
     with pytest.raises(FieldError, match="vocabulary"):
         parse("random:3")
@@ -103,7 +103,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(text)
-    with pytest.raises(FieldError, match=message):
+    with pytest.raises(ValueError, match=message):
         parse(f"jsonl:{file}")
 
 
