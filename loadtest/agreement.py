@@ -56,7 +56,7 @@ def main(
         Generators(1) as generators,
         Progress(console=console) as progress,
     ):
-        target = find_target(url, "auto", needs_text=False)
+        target = find_target(url, "generate", needs_text=False)
         bar = progress.add_task("", total=(pairs + 1) * len(levels) * 2)
         for turn in range(pairs + 1):
             for c in levels:
@@ -135,7 +135,7 @@ def _theirs(
             "-m",
             "sglang.bench_serving",
             "--backend",
-            _backend(target),
+            "sglang",
             "--base-url",
             target.url,
         ]
@@ -149,10 +149,6 @@ def _theirs(
             raise RuntimeError(f"bench_serving: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
         values = read(file)[0].values
     return {tag: values[tag] for tag in TAGS}
-
-
-def _backend(target: Target) -> str:
-    return "sglang" if target.api == "generate" else "sglang-oai"
 
 
 def _point(c: int, ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, Any]:

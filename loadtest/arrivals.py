@@ -56,8 +56,8 @@ def trace(file: str | Path, speed: float, seconds: float, max_input: int, max_ou
     Raises:
         ValueError: naming file and line where it cannot be read.
     """
-    arrivals, clipped, first = [], 0, None
-    for number, row in enumerate(_rows(Path(file)), 2):
+    arrivals, clipped, first, before = [], 0, None, 0.0
+    for number, row in _rows(Path(file)):
         try:
             when = _time(row["TIMESTAMP"])
             asked, answered = int(row["ContextTokens"]), int(row["GeneratedTokens"])
@@ -65,6 +65,9 @@ def trace(file: str | Path, speed: float, seconds: float, max_input: int, max_ou
             raise FieldError(f"{file}: line {number}", row, f"values of {', '.join(COLUMNS)}") from None
         first = when if first is None else first
         at = (when - first) / speed
+        if at < before:
+            raise FieldError(f"{file}: line {number}", row["TIMESTAMP"], "times in order")
+        before = at
         if at >= seconds:
             break
         cut = min(asked, max_input), min(answered, max_output)
@@ -75,13 +78,14 @@ def trace(file: str | Path, speed: float, seconds: float, max_input: int, max_ou
     return Trace(tuple(arrivals), clipped)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows with the numbers of their lines."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
             if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
                 raise FieldError(f"{file}: line 1", reader.fieldnames, f"a column {missing[0]}")
-            return list(reader)
+            return [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise ValueError(f"--trace: {file} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,8 +95,8 @@ def parse(
     """
     kind, _, rest = spec.partition(":")
     if kind == "random":
-        if not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= 1 << 20):
-            raise FieldError("--prompts", spec, "random:LENGTH with a whole number from 1")
+        if not (rest.isascii() and rest.isdigit() and len(rest) < 8 and 1 <= int(rest) <= 1 << 20):
+            raise FieldError("--prompts", spec, "random:LENGTH with a whole number from 1 to 1048576")
         if vocab_size is None or vocab_size <= SPECIAL_IDS:
             raise FieldError("--prompts", spec, "a model whose vocabulary is known")
         return RandomPrompts(int(rest), vocab_size, seed)
@@ -123,7 +124,8 @@ def _read(file: Path) -> str:
 
 def _json_lines(file: Path, field: str | None) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    # Not splitlines: a text may hold U+2028 and the like as they are.
+    for number, line in enumerate(_read(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}: line {number}"
@@ -143,9 +145,11 @@ def _json_lines(file: Path, field: str | None) -> list[Prompt]:
 
 
 def _prompt(value: Any, where: str) -> Prompt:
-    """From a text, token ids, turns of texts, or messages: the first of several."""
+    """From a text, token ids, turns of texts, or messages: the first of several that is no system message."""
     if isinstance(value, str) and value:
         return Prompt(text=value)
+    if isinstance(value, list):
+        value = _without_system(value, "role")
     if isinstance(value, list) and value:
         first = value[0]
         if all(isinstance(token, int) and not isinstance(token, bool) for token in value):
@@ -157,6 +161,11 @@ def _prompt(value: Any, where: str) -> Prompt:
     raise FieldError(where, value, "a text, token ids, a list of texts or a list of messages")
 
 
+def _without_system(turns: list[Any], role: str) -> list[Any]:
+    """From the first turn on that the system did not write."""
+    return list(dropwhile(lambda turn: isinstance(turn, Mapping) and turn.get(role) in ("system", "developer"), turns))
+
+
 def _sharegpt(file: Path) -> list[Prompt]:
     """First human turns; the length of the reply, in characters, says about how many tokens it had."""
     try:
@@ -166,7 +175,9 @@ def _sharegpt(file: Path) -> list[Prompt]:
     prompts = []
     for row in rows if isinstance(rows, list) else []:
         found = row.get("conversations") if isinstance(row, dict) else None
-        turns = [turn for turn in found or [] if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+        found = found if isinstance(found, list) else []
+        turns = [turn for turn in found if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+        turns = _without_system(turns, "from")
         # Conversations without a reply, or that begin with one, are common.
         if len(turns) >= 2 and turns[0].get("from") in ("human", "user") and turns[0]["value"]:
             length = max(1, len(turns[1]["value"]) // _CHARACTERS_PER_TOKEN)

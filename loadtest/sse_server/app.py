@@ -34,7 +34,7 @@ class App:
     ) -> None:
         self._schedule, self._faults, self._max_running = schedule, faults, max_running
         self._facts = {path: orjson.dumps(content) for path, content in wire.facts(model, CONTEXT)}
-        self._numbers = itertools.count()
+        self.requests = 0
         self._due: list[tuple[float, int, Iterator[float], Answer]] = []
         self._order = itertools.count()
         self._waiting: deque[tuple[Answer, float]] = deque()
@@ -52,8 +52,8 @@ class App:
                 if answer.closed or answer.silent:
                     continue
                 self.sent += 1
-                self.lateness.append(now - at)
                 answer.send_next()
+                self.lateness.append(time.monotonic() - at)  # not `now`: those before it in this tick took their time
                 following = next(later, None)
                 if following is not None:
                     heapq.heappush(due, (following, next(self._order), later, answer))
@@ -68,7 +68,8 @@ class App:
             self._begin(answer)
 
     def number(self) -> int:
-        return next(self._numbers)
+        self.requests += 1
+        return self.requests - 1
 
     def fault(self, request: int) -> str | None:
         return fault_of(self._faults, request)
@@ -85,14 +86,15 @@ class App:
     def look(self, path: str) -> bytes | None:
         """The answer to a GET."""
         if path == "/v1/loads":
-            load = {"num_running_reqs": self._running, "num_waiting_reqs": len(self._waiting)}
+            waiting = sum(not answer.closed for answer, _ in self._waiting)
+            load = {"num_running_reqs": self._running, "num_waiting_reqs": waiting}
             return orjson.dumps({"loads": [load]})
         if path == "/metrics":
             return f"sglang:num_running_reqs {self._running}\n".encode()
         if path == "/sent":
             late = sorted(self.lateness)
             worst = {"p99_late_ms": 1000 * late[int(0.99 * len(late))], "most_late_ms": 1000 * late[-1]} if late else {}
-            return orjson.dumps({"chunks": self.sent, "running": self._running, **worst})
+            return orjson.dumps({"requests": self.requests, "chunks": self.sent, "running": self._running, **worst})
         return self._facts.get(path)
 
     def _begin(self, answer: Answer) -> None:
@@ -182,7 +184,9 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].decode("latin-1").split("\r\n")
-            headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
+            headers = {
+                name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])
+            }
             length = int(headers.get("content-length", 0))
             if len(self._buffer) < end + 4 + length:
                 return
@@ -206,7 +210,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._answer = Answer(self._app, self._transport, path, orjson.loads(body), number)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             self._transport.write(wire.response(400, orjson.dumps({"error": {"message": str(error)}})))
             return
         self._app.ask(self._answer)

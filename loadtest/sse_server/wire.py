@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from sglang_moe_opt.fields import FieldError, is_int
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -45,14 +47,14 @@ TORN = b'20\r\ndata: {"choices": [{"te'
 
 
 def stream(path: str, body: Mapping[str, Any]) -> Stream:
-    """The answer to a request. Raises KeyError, TypeError or ValueError for what is no request."""
+    """The answer to a request. Raises KeyError, TypeError, AttributeError or ValueError for what is no request."""
     if path == "/generate":
         return _generate(body)
     return _openai(body, is_chat=path == "/v1/chat/completions")
 
 
 def _generate(body: Mapping[str, Any]) -> Stream:
-    tokens = int(body["sampling_params"]["max_new_tokens"])
+    tokens = _count("max_new_tokens", body["sampling_params"]["max_new_tokens"])
     prompt = _length(body.get("input_ids") if "input_ids" in body else body["text"])
 
     def content(count: int) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _generate(body: Mapping[str, Any]) -> Stream:
 
 
 def _openai(body: Mapping[str, Any], *, is_chat: bool) -> Stream:
-    tokens = int(body["max_tokens"])
+    tokens = _count("max_tokens", body["max_tokens"])
     prompt = _length(body["messages"][0]["content"] if is_chat else body["prompt"])
     usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
     if is_chat:
@@ -81,6 +83,13 @@ def _openai(body: Mapping[str, Any], *, is_chat: bool) -> Stream:
         closing.append(event({"choices": [], "usage": usage}))
     whole = {"choices": [{"index": 0, **choice, "finish_reason": "length"}], "usage": usage}
     return Stream(opening, (token,) * tokens, b"".join(closing) + DONE, orjson.dumps(whole))
+
+
+def _count(field: str, value: Any) -> int:
+    """A stream without a token would have no time to end at."""
+    if not is_int(value) or value < 1:
+        raise FieldError(field, value, "a whole number from 1")
+    return value
 
 
 def _length(prompt: Any) -> int:

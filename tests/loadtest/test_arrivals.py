@@ -73,3 +73,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--trace: .*nowhere\.csv cannot be read"):
         trace(tmp_path / "nowhere.csv", 1, 60, 10, 10)
+
+
+def test_times_that_go_back_are_refused_by_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE + "\n2023-11-16 18:15:40.0000000,1,2\n")
+    with pytest.raises(FieldError, match="line 6: got .* times in order"):
+        trace(file, 1, 60, 10_000, 1000)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "count"), [("code", 8819), ("conv", 19366)])
+def test_the_published_traces(name: str, count: int, data_folder: Path) -> None:
+    found = trace(data_folder / "loadtest" / f"AzureLLMInferenceTrace_{name}.csv", 1, 3600, 1 << 20, 1 << 20)
+    assert len(found.arrivals) == count
+    assert found.clipped == 0

@@ -114,3 +114,24 @@ def test_the_published_prompts(name: str, count: int, data_folder: Path) -> None
     texts = [source.draw(index).text for index in range(count)]
     assert all(texts)
     assert source.draw(count).text == texts[0]
+
+
+def test_a_text_may_hold_any_line_separator(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert parse(f"jsonl:{file}").draw(0) == Prompt(text="a\u2028b\x85c")
+
+
+def test_what_the_system_says_is_no_prompt(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    assert parse(f"jsonl:{write(tmp_path / 'a.jsonl', {'messages': said})}").draw(0) == Prompt(text="hi")
+    file = tmp_path / "chats.json"
+    turns = [{"from": who, "value": who} for who in ("system", "human", "gpt")]
+    file.write_text(json.dumps([{"conversations": turns}]))
+    assert parse(f"sharegpt:{file}").draw(0) == Prompt(text="human", output_len=1)
+
+
+@pytest.mark.data
+def test_a_published_sharegpt_file(data_folder: Path) -> None:
+    source = parse(f"sharegpt:{data_folder / 'loadtest' / 'fastchat_dummy_conversation.json'}")
+    assert all(source.draw(index).text and source.draw(index).output_len for index in range(500))

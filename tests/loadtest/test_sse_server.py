@@ -121,3 +121,32 @@ def test_faults_hit_every_nth(kind: str) -> None:
 def test_other_faults_are_refused(text: str) -> None:
     with pytest.raises(FieldError, match="--fault: got"):
         Fault.parse(text)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, "6", None])
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_stream_without_tokens_is_refused(served: Served, tokens: object, streams: bool) -> None:
+    body = {"prompt": "a", "max_tokens": tokens, "stream": streams}
+    answer = httpx.post(served.url + "/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert "max_tokens: got" in answer.json()["error"]["message"]
+    assert httpx.get(served.url + "/health").status_code == 200
+
+
+def test_who_leaves_the_queue_does_not_wait_any_more() -> None:
+    with sse_server(Schedule((600.0,), (1.0,)), max_running=1) as served, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(events, served.url, "/generate", BODIES["/generate"])
+        time.sleep(0.1)
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(served.url + "/generate", json=BODIES["/generate"], timeout=0.1)
+        time.sleep(0.1)
+        load = httpx.get(served.url + "/v1/loads").json()["loads"][0]
+        assert running.result()[-1][1] == "[DONE]"
+    assert load == {"num_running_reqs": 1, "num_waiting_reqs": 0}
+
+
+def test_slow_requests_have_gaps_ten_times_as_long() -> None:
+    with sse_server(Schedule((10.0,), (4.0,)), [Fault("slow", 2)]) as served:
+        ends = [events(served.url, "/generate", BODIES["/generate"])[-1][0] for _ in range(2)]
+        assert httpx.get(served.url + "/sent").json()["requests"] == 2
+    assert ends[1] - ends[0] == pytest.approx(5 * 0.036, abs=0.04)
