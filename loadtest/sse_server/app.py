@@ -184,9 +184,8 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].decode("latin-1").split("\r\n")
-            headers = {
-                name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])
-            }
+            parts = [line.partition(":") for line in head[1:]]
+            headers = {name.strip().lower(): value.strip() for name, _, value in parts}
             length = int(headers.get("content-length", 0))
             if len(self._buffer) < end + 4 + length:
                 return
@@ -201,7 +200,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(wire.response(200, b"{}"))
         else:
             found = self._app.look(path)
-            self._transport.write(wire.response(404, b"{}") if found is None else wire.response(200, found))
+            kind = "text/plain" if path == "/metrics" else "application/json"
+            self._transport.write(wire.response(404, b"{}") if found is None else wire.response(200, found, kind))
 
     def _stream(self, path: str, body: bytes) -> None:
         number = self._app.number()
