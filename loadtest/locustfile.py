@@ -192,6 +192,7 @@ globals().update(_classes(os.environ.get("MOE_OPT_PROFILE_MIX", DEFAULT_MIX)))  
 @events.init.add_listener
 def choose_users(environment: Any, **_: Any) -> None:
     """The classes of --profile-mix, before any user starts."""
+    gevent.get_hub().loop.update_now()  # else --run-time counts from before this file's imports
     chosen = _classes(environment.parsed_options.profile_mix)
     environment.user_classes = list(chosen.values())
     environment.available_user_classes = chosen

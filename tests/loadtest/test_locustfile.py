@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,16 +23,22 @@ SCHEDULE = Schedule((10.0,), (5.0,))
 def locust(root: Path, url: str, out: Path, *more: str, code: int = 0) -> list[Record]:
     """Run it for four seconds, of which its start takes some; every request."""
     command = [sys.executable, "-m", "locust", "-f", str(root / "loadtest" / "locustfile.py"), "--headless"]
-    command += ["--host", url, "-u", "10", "-r", "10", "-t", "4s", "--csv", str(out / "stats")]
+    command += ["--host", url, "-u", "10", "-r", "10", "-t", "4s", "--json-file", str(out / "stats")]
     command += ["--prompts", "random:4", "--output-len", "6", "--records", str(out / "records.jsonl"), *more]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     return list(read_lines(out / "records.jsonl"))
 
 
-def statistics(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "stats_stats.csv").open(newline="") as stream:
-        return {row["Name"]: row for row in csv.DictReader(stream)}
+def statistics(out: Path) -> dict[str, dict[str, Any]]:
+    """What Locust itself counted, by name; written after its last user has ended."""
+    return {row["name"]: row for row in json.loads((out / "stats.json").read_text())}
+
+
+def median(row: dict[str, Any]) -> float:
+    """Of a row's response times, in ms; Locust keeps them rounded."""
+    times = sorted(Counter({float(ms): count for ms, count in row["response_times"].items()}).elements())
+    return times[len(times) // 2]
 
 
 def test_latencies_of_each_profile_are_locusts_statistics(project_root: Path, tmp_path: Path) -> None:
@@ -42,9 +49,8 @@ def test_latencies_of_each_profile_are_locusts_statistics(project_root: Path, tm
     assert shares["full"] / len(records) == pytest.approx(0.7, abs=0.1)
     rows = statistics(tmp_path)
     assert {f"{p} {m}" for p in ("full", "na=2") for m in ("TTFT", "TPOT", "E2E")} <= set(rows)
-    assert float(rows["full TTFT"]["50%"]) == pytest.approx(10, abs=6)
-    # Locust writes its table before the last requests of its users are over.
-    assert int(rows["full E2E"]["Request Count"]) == pytest.approx(shares["full"], rel=0.25)
+    assert median(rows["full TTFT"]) == pytest.approx(10, abs=6)
+    assert {p: rows[f"{p} E2E"]["num_requests"] for p in shares} == shares
 
 
 def test_failures_are_locusts_failures(project_root: Path, tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_failures_are_locusts_failures(project_root: Path, tmp_path: Path) -> No
         records = locust(project_root, served.url, tmp_path, code=1)
     failed = [record for record in records if record.failed]
     assert {record.error for record in failed} == {"HTTP 500"}
-    assert int(statistics(tmp_path)["full E2E"]["Failure Count"]) == pytest.approx(len(failed), rel=0.25)
+    assert statistics(tmp_path)["full E2E"]["num_failures"] == len(failed) > 0
 
 
 def test_an_open_loop_keeps_its_rate(project_root: Path, tmp_path: Path) -> None:
@@ -80,4 +86,4 @@ def test_processes_share_the_users(project_root: Path, tmp_path: Path) -> None:
     with sse_server(SCHEDULE) as served:
         records = locust(project_root, served.url, tmp_path, *options)
     assert len(records) > 50
-    assert int(statistics(tmp_path)["full E2E"]["Request Count"]) == pytest.approx(len(records), rel=0.25)
+    assert statistics(tmp_path)["full E2E"]["num_requests"] == len(records)
