@@ -26,6 +26,9 @@ LLAMA ?=
 PROMPTS ?=
 LEN ?=
 
+# Set in many containers; SGLang's processes would then compile all they import at every start, which takes a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 bin := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 
 .PHONY: help install serve demo test lint loadtest eval bench reproduce gpu-check lock clean

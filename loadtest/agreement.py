@@ -41,7 +41,8 @@ def main(
     ] = "shape:deepseek-v2-lite@3",
     concurrency: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "2,16,128",
     pairs: Annotated[int, typer.Option(min=1, help="Rounds in which both clients run once.")] = 5,
-    per_user: Annotated[int, typer.Option(min=1, help="Requests of each user in a round.")] = 2,
+    per_user: Annotated[int, typer.Option(min=1, help="Requests of each user in a round, at least.")] = 2,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a round, at least.")] = 48,
     input_len: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 32,
     output_len: Annotated[int, typer.Option(min=2, help="Generated tokens.")] = 32,
 ) -> None:
@@ -63,12 +64,14 @@ def main(
                 clients = [("ours", _ours), ("bench_serving", _theirs)]
                 for name, measure in clients if turn % 2 else clients[::-1]:
                     _flush(target)
-                    values = measure(generators, target, c, per_user * c, input_len, output_len, turn)
+                    values = measure(generators, target, c, max(per_user * c, requests), input_len, output_len, turn)
                     if turn:  # the first round is the warm-up
                         found.setdefault((c, name), []).append(values)
                     progress.update(bar, advance=1, description=f"round {turn}/{pairs}, c={c}, {name}")
-    points = [_point(c, found[c, "ours"], found[c, "bench_serving"]) for c in levels]
-    write_json(out, {**provenance("loadtest.agreement"), "model": model, "api": target.api, "points": points})
+            if turn:
+                points = [_point(c, found[c, "ours"], found[c, "bench_serving"]) for c in levels]
+                about = {"model": model, "api": target.api, "rounds": turn}
+                write_json(out, {**provenance("loadtest.agreement"), **about, "points": points})
     _show(points)
 
 

@@ -95,6 +95,9 @@ say "sglang-moe-opt from $root (editable)"
 "$venv/bin/uv" pip install "${quiet[@]}" --python "$venv/bin/python" --no-deps --no-build-isolation --reinstall-package sglang-moe-opt -e .
 patched=$("$venv/bin/moe-opt" patch apply)
 say "patches: $patched"
+say "bytecode of what a server imports"
+env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c \
+    'import sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler, sglang.srt.models.deepseek_v2' >/dev/null
 
 [ -z "$own_cache" ] || rm -rf "$own_cache"
 rm -f "$unfinished"

@@ -75,6 +75,11 @@ CHUNKED_UNISOLATED = Kind(
 """Three settings in one server, to save starts: chunks are tested without hints, where isolation has no part, and here
 on upstream's own path; the servers of V3 test them on our kernels."""
 UNCONFIGURED = Kind(policy=False)
+EDITED = Kind(
+    policy=False,
+    args=("--json-model-override-args", '{"num_experts_per_tok": 2}', "--max-running-requests", "2"),
+)
+"""A smaller top-k from the config; few requests at a time, so that the others queue."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from server import UNCONFIGURED, Kind, Server, Servers
+from server import EDITED, UNCONFIGURED, Kind, Server, Servers
 
 from loadtest.analysis import Analysis, Cell, analyse
 from loadtest.folder import LoadtestFolder
@@ -16,8 +16,6 @@ from loadtest.load import Load
 from sglang_moe_opt.cli.main import run
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-
-QUEUEING = Kind(args=("--max-running-requests", "2"))
 
 
 def measure(server: Server, out: Path, *more: str) -> Analysis:
@@ -49,17 +47,19 @@ def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path
         assert all(record.ok and record.input_tokens == record.output_tokens == 8 for record in records)
 
 
-def test_a_server_that_queues_is_noticed(servers: Servers, tmp_path: Path) -> None:
-    found = measure(servers.get(QUEUEING), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")
+@pytest.mark.parametrize("kind", [EDITED], ids=["queueing"])
+def test_a_server_that_queues_is_noticed(servers: Servers, kind: Kind, tmp_path: Path) -> None:
+    found = measure(servers.get(kind), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")
     assert re.search(
         r"the server ran at most [0-2] of 8 at a time, \d+ were queued", str(cell(found, "full", 8).caveats)
     )
 
 
+@pytest.mark.parametrize("kind", [UNCONFIGURED], ids=["no-policy"])
 def test_hints_to_a_server_without_skipping_are_refused(
-    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    servers: Servers, kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = servers.get(UNCONFIGURED)
+    server = servers.get(kind)
     assert run(["loadtest", "--url", server.url, "--profiles", "full,na=2", "--out", str(tmp_path / "run")]) == 1
     assert "the server ignores skip hints" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("points/*"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from reference import assert_logprobs, check_best, prompt, reference
-from server import MINI_V2, MINI_V3, V2, V3, Kind, Server, Servers
+from server import EDITED, MINI_V2, MINI_V3, V2, V3, Kind, Server, Servers
 from torch import Tensor
 
 from sglang_moe_opt.hints import resolve
@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 NEW_TOKENS = 64
 DECIDED = NEW_TOKENS * 3 // 4
 """So many of the tokens must be the reference's by more than rounding, or a test would say nothing."""
-EDITED = Kind(policy=False, args=("--json-model-override-args", '{"num_experts_per_tok": 2}'))
 
 models = pytest.mark.parametrize("kind", [V2, V3, MINI_V2, MINI_V3], ids=lambda kind: kind.model)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,11 +117,17 @@ def test_a_server_that_pauses_does_not_end_the_sweep(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_leaves_what_was_measured(tmp_path: Path) -> None:
     with sse_server(QUICK) as served:
-        threading.Timer(3.0, served.process.kill).start()
+        threading.Thread(target=_kill_after_points, args=(served.process, tmp_path, 3), daemon=True).start()
         with pytest.raises(SweepError, match=r"has not answered for 1 s .* go on with --resume"):
             sweep(tmp_path, {"a": target(served.url)}, rounds=50).run()
     found = analyse([tmp_path])
     assert 0 < sum(len(cell.values["requests"].all) for cell in found.cells) < 100
+
+
+def _kill_after_points(process: subprocess.Popen[bytes], folder: Path, points: int) -> None:
+    while len(list(folder.glob("points/*.json"))) < points:
+        time.sleep(0.05)
+    process.kill()
 
 
 def test_a_queue_and_a_short_batch_are_flagged(tmp_path: Path) -> None:
