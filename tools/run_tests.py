@@ -19,7 +19,7 @@ NO_TESTS = 5
 # Unit tests use every core; servers share the machine, so their tests run one at a time.
 PARTS = {
     "unit": ["-m", "not server and not gpu", "-n", os.environ.get("PYTEST_WORKERS", "auto")],
-    "server": ["-m", "server and not gpu", "-n", "0"],
+    "server": ["-m", "server and not gpu", "-n", "0", "--durations", "20"],
 }
 
 
