@@ -206,7 +206,7 @@ def min_per_group(shape: MoEShape) -> int:
 
 def _check_layer(kept: Sequence[int], shape: MoEShape, field: str) -> None:
     if len(kept) < shape.top_k:
-        raise PlanError(field, f"{len(kept)} experts", f"at least top-k, {shape.top_k}")
+        raise PlanError(field, f"{len(kept)} kept", f"at least top-k, {shape.top_k}")
     if shape.n_group == 1:
         return
     counts = np.sort(group_counts(kept, shape))
@@ -214,7 +214,7 @@ def _check_layer(kept: Sequence[int], shape: MoEShape, field: str) -> None:
         raise PlanError(field, f"a group of {counts[0]}", f"groups of at least {least} of the router's {shape.n_group}")
     if (fewest := counts[: shape.topk_group].sum()) < shape.top_k:
         allowed = f"at least top-k, {shape.top_k}, in any {shape.topk_group} groups that the router may choose"
-        raise PlanError(field, f"{fewest} experts in the {shape.topk_group} smallest groups", allowed)
+        raise PlanError(field, f"{fewest} kept in the {shape.topk_group} smallest groups", allowed)
 
 
 def _layer_id(key: object) -> int:

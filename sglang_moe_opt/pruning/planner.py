@@ -56,7 +56,7 @@ def make_plan(
     if criterion.uses_seed:
         method["seed"] = evidence.seed
     if budget.spread and sensitivity is not None:
-        method["sensitivity"] = {str(layer): entry for layer, entry in sensitivity.layers.items()}
+        method["sensitivity"] = sensitivity.to_object()
     plan = PrunePlan(
         model=model,
         name=name,

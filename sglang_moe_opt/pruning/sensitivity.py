@@ -50,6 +50,14 @@ class Sensitivity:
         check_keys(value["layers"], "layers", [str(layer) for layer in shape.moe_layer_ids])
         return cls(entries, str(value.get("unit", "")))
 
+    def to_object(self) -> dict[str, Any]:
+        """What `from_object` reads."""
+        entries = {
+            str(layer): {str(kept): loss for kept, loss in entry.items()} if isinstance(entry, Mapping) else entry
+            for layer, entry in self.layers.items()
+        }
+        return {"layers": entries, "unit": self.unit}
+
     @property
     def needs_shares(self) -> bool:
         """Whether an entry is a weight on shares lost, which only statistics tell."""
