@@ -85,7 +85,8 @@ def check_statistics(evidence: Evidence, model: str) -> None:
     statistics, shape = evidence.statistics, evidence.shape
     if statistics is None:
         return
-    recorded = statistics.provenance.get("model_fingerprint", model)
+    job = statistics.provenance.get("job")
+    recorded = job.get("model", model) if isinstance(job, dict) else model
     if recorded != model:
         raise FieldError("statistics", recorded, f"those of the model with the fingerprint {model}")
     if statistics.layer_ids != shape.moe_layer_ids or statistics.num_experts != shape.num_experts:

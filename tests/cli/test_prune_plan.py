@@ -29,7 +29,7 @@ def statistics(checkpoints: Path, tmp_path: Path) -> Path:
     hard = np.ones((5, 64))
     reap = np.array([[10.0 if expert % 8 == layer else 1.0 for expert in range(64)] for layer in shape.moe_layer_ids])
     config = read_config(checkpoints / "mini-v3")
-    provenance = {"model_fingerprint": fingerprint(config, checkpoints / "mini-v3"), "corpus": "c"}
+    provenance = {"job": {"model": fingerprint(config, checkpoints / "mini-v3"), "corpus": "c"}}
     make_statistics(shape, hard=hard, reap=reap, provenance=provenance).save(tmp_path / "statistics")
     return tmp_path / "statistics"
 
@@ -72,7 +72,7 @@ def test_a_plan_from_statistics(statistics: Path, tmp_path: Path) -> None:
     plan = PrunePlan.load(out)
     assert all({8 * group + layer for group in range(8)} <= set(kept) for layer, kept in plan.layers.items())
     record = plan.provenance["statistics"]
-    assert (record["corpus"], record["tokens"], len(record["sha256"])) == ("c", 100, 64)
+    assert (record["job"]["corpus"], record["tokens"], len(record["sha256"])) == ("c", 100, 64)
     table = " ".join(result.stdout.split())
     assert "16 of 64" in table
     assert "expert weights: 4.4 MB of 17.7 MB (75.0% saved) gate: shrink digest" in table

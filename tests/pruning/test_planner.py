@@ -68,8 +68,8 @@ def test_statistics_of_another_model_are_refused() -> None:
     for shape in (plain_shape(), plain_shape(layers=3, experts=12)):
         with pytest.raises(FieldError, match=r"statistics: got .* with 8 experts"):
             make_plan(Evidence(shape, 0, other.statistics), soft, budget, model=MODEL)
-    stranger = make_evidence(plain_shape(), provenance={"model_fingerprint": "f" * 32})
+    stranger = make_evidence(plain_shape(), provenance={"job": {"model": "f" * 32}})
     with pytest.raises(FieldError, match=f"statistics: got 'f*', allowed: those of the model .* {MODEL}"):
         make_plan(stranger, soft, budget, model=MODEL)
-    same = make_evidence(plain_shape(), provenance={"model_fingerprint": MODEL})
+    same = make_evidence(plain_shape(), provenance={"job": {"model": MODEL}})
     make_plan(same, soft, budget, model=MODEL)
