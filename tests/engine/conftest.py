@@ -7,12 +7,20 @@ from collections.abc import Iterator
 import pytest
 
 from sglang_moe_opt.engine import state as engine_state
+from sglang_moe_opt.engine.calibration import CALIBRATE_ENV
 from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV
 
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, "PROMETHEUS_MULTIPROC_DIR", "SGLANG_RUST_SERVER"):
+    for name in (
+        CONFIG_ENV,
+        DEFAULT_ENV,
+        ISOLATION_ENV,
+        CALIBRATE_ENV,
+        "PROMETHEUS_MULTIPROC_DIR",
+        "SGLANG_RUST_SERVER",
+    ):
         monkeypatch.setenv(name, "")  # recorded, so that what a test sets behind our back is undone as well
         monkeypatch.delenv(name)
     yield
