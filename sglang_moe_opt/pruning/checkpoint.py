@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from sglang_moe_opt.model_shape import read_config
 from sglang_moe_opt.pruning.tensor_file import StoredTensor, TensorFileError, read_header
 
 INDEX: Final = "model.safetensors.index.json"
@@ -25,7 +26,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Read config, index and every file's header. Raises ValueError naming what is missing or broken."""
-        config = _read_object(folder / "config.json")
+        config = read_config(folder)
         if (folder / INDEX).exists():
             return cls(folder, config, _indexed(folder))
         if (folder / SINGLE).exists():
@@ -53,7 +54,12 @@ class Checkpoint:
 
 
 def _indexed(folder: Path) -> dict[str, StoredTensor]:
-    weight_map = _read_object(folder / INDEX).get("weight_map")
+    try:
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except OSError as error:
+        raise ValueError(f"{folder / INDEX}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        weight_map = None
     if not isinstance(weight_map, Mapping) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{folder / INDEX}: no weight_map of tensor names to files in it")
     files = sorted(set(weight_map.values()))
@@ -65,15 +71,3 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
     if absent := next((name for name in weight_map if name not in tensors), None):
         raise TensorFileError(f"{folder / weight_map[absent]}: no {absent} in it, though {INDEX} says so")
     return tensors
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return content

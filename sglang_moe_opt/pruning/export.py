@@ -85,7 +85,7 @@ class Export:
         """
         plan, checkpoint = PrunePlan.load(plan_file), Checkpoint.open(model)
         shape = MoEShape.from_config(checkpoint.config)
-        plan.check(shape, fingerprint(checkpoint.config, model))
+        plan.check(shape, _fingerprint(plan, checkpoint))
         if sidecar := plan.weights_path(plan_file):
             checkpoint = checkpoint.replaced(sidecar)
         layout = PrunedLayout(plan, shape, checkpoint)
@@ -185,6 +185,12 @@ def split_shards(tensors: Sequence[TensorCopy], max_bytes: int) -> dict[str, lis
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {f"model-{index:05d}-of-{len(shards):05d}.safetensors": shard for index, shard in enumerate(shards, 1)}
+
+
+def _fingerprint(plan: PrunePlan, checkpoint: Checkpoint) -> str:
+    """The model's fingerprint; that of its config alone where the plan was made from a model on a hub."""
+    without_weights = fingerprint(checkpoint.config, None)
+    return without_weights if plan.model == without_weights else fingerprint(checkpoint.config, checkpoint.folder)
 
 
 def _copied_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sglang_moe_opt.files import sha256_of
+from sglang_moe_opt.files import sha256_of, write_atomically
 
 _STATE: Final = ".export.json"
 _UNFINISHED: Final = ".unfinished"
@@ -90,10 +90,9 @@ class Staging:
         self._record()
 
     def _record(self) -> None:
-        temporary = self.folder / f"{_STATE}{_UNFINISHED}"
-        temporary.write_text(json.dumps({"identity": self.identity, "finished": self.finished}, indent=1) + "\n")
-        _sync(temporary)
-        temporary.rename(self.folder / _STATE)
+        write_atomically(
+            self.folder / _STATE, json.dumps({"identity": self.identity, "finished": self.finished}, indent=1) + "\n"
+        )
         _sync(self.folder)
 
     def publish(self) -> None:
