@@ -121,7 +121,7 @@ def test_the_logits_are_those_of_the_masked_full_model(name: str, tmp_path: Path
     shape = MoEShape.from_path(folder)
     plan = random_plan(folder, shape, [shape.num_experts // shape.n_group // 2] * shape.n_group)
     plan.save(tmp_path / "plan.json")
-    export = Export.prepare(folder, tmp_path / "plan.json", tmp_path / "out", max_shard_bytes=4_000_000)
+    export = Export.prepare(folder, tmp_path / "plan.json", tmp_path / "out", max_shard_bytes=500_000)
     assert export.form == "stock"
     export.write()
 
@@ -136,7 +136,7 @@ def test_the_logits_are_those_of_the_masked_full_model(name: str, tmp_path: Path
         pruned = pruned_model(ids).logits
     assert pruned_model.config.n_routed_experts == shape.num_experts // 2
     assert (masked - unpruned).abs().max() > 0.1  # the removed experts mattered
-    assert torch.allclose(pruned, masked, atol=2e-5, rtol=1e-5), (pruned - masked).abs().max()
+    assert torch.allclose(pruned, masked, atol=1e-4, rtol=0), (pruned - masked).abs().max()
 
 
 @pytest.mark.parametrize(
