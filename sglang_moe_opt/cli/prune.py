@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sglang_moe_opt import __version__
 from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.cli.prune_export import export
 from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.files import sha256_of
@@ -26,6 +27,7 @@ from sglang_moe_opt.pruning.sensitivity import Sensitivity
 from sglang_moe_opt.pruning.statistics import STATISTICS_FILE, ExpertStatistics
 
 prune_app = typer.Typer(help="Models with fewer experts.", no_args_is_help=True)
+prune_app.command("export")(export)
 
 
 @prune_app.callback()
