@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 # Not imported from settings: whatever is broken may be there.
-CONFIGURED_BY = ("SGLANG_MOE_OPT_CONFIG", "SGLANG_MOE_OPT_SKIP_DEFAULT")
+CONFIGURED_BY = ("SGLANG_MOE_OPT_CONFIG", "SGLANG_MOE_OPT_SKIP_DEFAULT", "SGLANG_MOE_OPT_PRUNE_PLAN")
 
 
 def register() -> None:
     """Register the hooks. Without a policy they leave the engine as it is; on a plain CPU they let it serve at all.
 
     Raises:
-        SystemExit: the plugin is broken although a policy is configured. SGLang logs a plugin's exceptions where
+        SystemExit: the plugin is broken although a policy or a plan is configured. SGLang logs a plugin's exceptions where
             nobody sees them and would go on to serve the full model to clients that asked for less.
     """
     try:

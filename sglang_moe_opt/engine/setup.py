@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_moe_opt.engine.flags import refuse_unsupported
 from sglang_moe_opt.engine.metrics import StepMetrics, metrics_enabled
+from sglang_moe_opt.engine.pruning import get_pruning
 from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.engine.state import EngineState, set_state
 from sglang_moe_opt.hints import resolve
@@ -27,12 +28,16 @@ def model_shape(model_config: Any) -> MoEShape:
 
 def after_load_model(result: None, runner: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``ModelRunner.load_model``: allocate the table where skipping is configured."""
-    settings = Settings.from_env()
-    if not settings.enabled or runner.is_draft_worker:
+    settings, pruning = Settings.from_env(), get_pruning()
+    if runner.is_draft_worker or not (settings.enabled or pruning):
         return
     from sglang_moe_opt.engine.hooks import verify_applied
 
     verify_applied()
+    if pruning is not None:
+        logger.info("sglang-moe-opt: served under the plan %s", pruning.describe())
+    if not settings.enabled:
+        return
     refuse_unsupported(runner.server_args)
     shape = model_shape(runner.model_config)
     policy = settings.load_policy()
