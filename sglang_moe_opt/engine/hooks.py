@@ -80,9 +80,9 @@ HOOKS = (
     ),
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        "AFTER",
-        "setup:after_load_model",
-        "allocate the schedule table",
+        "AROUND",
+        "setup:load_model",
+        "refuse a plan that does not fit, allocate the schedule table",
     ),
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -119,12 +119,6 @@ HOOKS = (
         "AFTER",
         "topk:bind_runner_backend",
         "refuse experts that route in their own kernel",
-    ),
-    Hook(
-        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        "BEFORE",
-        "pruning.check:before_load_model",
-        "refuse a plan that does not fit before memory is allocated",
     ),
     Hook(
         "sglang.srt.models.deepseek_v2.DeepseekV2MoE.__init__",

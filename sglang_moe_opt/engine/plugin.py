@@ -12,8 +12,8 @@ def register() -> None:
     """Register the hooks. Without a policy they leave the engine as it is; on a plain CPU they let it serve at all.
 
     Raises:
-        SystemExit: the plugin is broken although a policy or a plan is configured. SGLang logs a plugin's exceptions where
-            nobody sees them and would go on to serve the full model to clients that asked for less.
+        SystemExit: the plugin is broken although a policy or a plan is configured. SGLang logs a plugin's exceptions
+            where nobody sees them and would go on to serve the full model to clients that asked for less.
     """
     try:
         from sglang_moe_opt.engine.cpu import is_plain_cpu, register_cpu_hooks

@@ -1,4 +1,4 @@
-"""Serving with a part of each layer's experts: what a plan removes is neither allocated nor read from the checkpoint."""
+"""Serving with a part of each layer's experts: what a plan removes is neither allocated nor read from disk."""
 
 from sglang_moe_opt.engine.pruning.active import Pruning, get_pruning
 

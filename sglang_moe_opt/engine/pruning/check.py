@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_moe_opt.checkpoint_id import fingerprint
-from sglang_moe_opt.engine.pruning.active import Pruning, get_pruning
+from sglang_moe_opt.engine.pruning.active import Pruning
 from sglang_moe_opt.engine.pruning.names import missing_tensors
 from sglang_moe_opt.engine.unsupported import OTHER_BACKENDS, Refusal, UnsupportedError, refuse
 from sglang_moe_opt.model_shape import MoEShape
@@ -54,15 +54,14 @@ REFUSED: tuple[Refusal, ...] = (
 )
 
 
-def before_load_model(runner: Any, *args: Any, **kwargs: Any) -> None:
-    """BEFORE ``ModelRunner.load_model``: where the server was not started from a command line, nobody has checked.
+def check_once(pruning: Pruning, server_args: Any, model_config: Any) -> None:
+    """Check where the parent process has not: a server that was not started from a command line.
 
     Raises:
         ValueError: see :func:`check_server`.
     """
-    pruning = get_pruning()
-    if pruning is not None and os.environ.get(CHECKED_ENV) != pruning.plan.digest:
-        check_server(pruning, runner.server_args, runner.model_config)
+    if os.environ.get(CHECKED_ENV) != pruning.plan.digest:
+        check_server(pruning, server_args, model_config)
 
 
 def check_server(pruning: Pruning, server_args: Any, model_config: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sglang_moe_opt.engine.pruning.active import Pruning, get_pruning
-from sglang_moe_opt.engine.pruning.names import EXPERT, GATE, SHARED, is_kept, missing_tensors
+from sglang_moe_opt.engine.pruning.names import EXPERT, GATE, SHARED, get_layer, is_kept, missing_tensors
 from sglang_moe_opt.plan import GateMode
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -77,15 +77,13 @@ def select(
         if not is_kept(pruning.plan.layers, name):
             continue
         tensor = sidecar.get(name, tensor)
-        if match := EXPERT.fullmatch(name):
-            if (kept := pruning.kept(int(match[2]))) is not None:
+        if (layer := get_layer(name)) is not None and (kept := pruning.kept(layer)) is not None:
+            if match := EXPERT.fullmatch(name):
                 name = f"{match[1]}{kept.index(int(match[3]))}{match[4]}"
-        elif match := GATE.fullmatch(name):
-            if (kept := pruning.kept(int(match[1]))) is not None:
+            elif match := GATE.fullmatch(name):
                 tensor = _gate(tensor, kept, mode, is_bias=match[2] != "weight")
-        elif num_fused_shared and (match := SHARED.fullmatch(name)):
-            if (kept := pruning.kept(int(match[2]))) is not None:
-                name = f"{match[1]}experts.{len(kept)}{match[3]}"
+            elif num_fused_shared and (match := SHARED.fullmatch(name)):
+                name = f"{match[1]}experts.{len(kept)}{match[2]}"
         yield name, tensor
 
 
@@ -122,7 +120,8 @@ class Sidecar:
     def __init__(self, pruning: Pruning) -> None:
         self._file = pruning.sidecar
         self._names: frozenset[str] = frozenset()
-        self._layer, self._tensors = "", None
+        self._layer: int | None = None
+        self._tensors: Any = None
         if self._file is not None:
             with self._open() as tensors:
                 self._names = frozenset(tensors.keys())
@@ -131,8 +130,7 @@ class Sidecar:
         """The sidecar's tensor of that name, else ``tensor``."""
         if name not in self._names:
             return tensor
-        layer = ".".join(name.split(".")[:3])
-        if layer != self._layer:
+        if (layer := get_layer(name)) != self._layer or self._tensors is None:
             self._layer, self._tensors = layer, self._open()
         result: Tensor = self._tensors.get_tensor(name)
         return result

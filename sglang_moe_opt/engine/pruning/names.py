@@ -10,10 +10,17 @@ from typing import Final
 EXPERT: Final = re.compile(r"(model\.layers\.(\d+)\.mlp\.experts\.)(\d+)(\..+)")
 """A routed expert's tensor: what comes before its number, the layer, the number, what comes behind."""
 GATE: Final = re.compile(r"model\.layers\.(\d+)\.mlp\.gate\.(weight|e_score_correction_bias)")
-SHARED: Final = re.compile(r"(model\.layers\.(\d+)\.mlp\.)shared_experts(\..+)")
+SHARED: Final = re.compile(r"(model\.layers\.\d+\.mlp\.)shared_experts(\..+)")
+_LAYER: Final = re.compile(r"model\.layers\.(\d+)\.")
 
 Layers = Mapping[int, Sequence[int]]
 """Layer id -> kept expert ids."""
+
+
+def get_layer(name: str) -> int | None:
+    """The layer that a tensor belongs to."""
+    match = _LAYER.match(name)
+    return None if match is None else int(match[1])
 
 
 def is_kept(layers: Layers, name: str) -> bool:
