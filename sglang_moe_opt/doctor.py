@@ -177,7 +177,7 @@ def check_serving() -> Iterator[Check]:
     )
 
 
-def check_configuration() -> Iterator[Check]:
+def check_prune_plan() -> Iterator[Check]:
     """The plan that the environment asks for; nothing where it asks for none."""
     from sglang_moe_opt.engine.settings import PRUNE_ENV
 
@@ -217,7 +217,7 @@ QUESTIONS: Final[tuple[Callable[[], Iterator[Check]], ...]] = (
     check_plugin,
     check_hook_targets,
     check_serving,
-    check_configuration,
+    check_prune_plan,
     check_model,
 )
 

@@ -1,4 +1,4 @@
-"""A model served under a plan is the whole model with masked router logits: against transformers, also with schedules."""
+"""A model served under a plan is the whole model with masked router logits, against transformers; also with schedules."""
 
 from __future__ import annotations
 
