@@ -142,4 +142,4 @@ def test_a_plan_is_checked_before_anything_is_started(
     for options in (["--prune-plan", "plan.json"], ["--config", "policy.yaml"]):
         assert run(["serve", "--dry-run", "--model", str(model), *options]) == 2
         err = capsys.readouterr().err
-        assert err.startswith("error: ") and "fingerprint" in err and err.count("\n") == 1
+        assert err.startswith("moe-opt: error: ") and "fingerprint" in err and err.count("\n") == 1

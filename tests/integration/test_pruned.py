@@ -1,4 +1,4 @@
-"""A model served under a plan is the whole model with masked router logits, against transformers; also with schedules."""
+"""A model served under a plan is the whole model with masked router logits: against transformers, under schedules."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_plan_for_another_model_ends_both_commands_with_one_line(tmp_path: Pat
             [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment()
         )
         assert ended.returncode == 2
-        last = ended.stderr.strip().splitlines()[-1]
+        last = ended.stderr.strip().splitlines()[-1].removeprefix("moe-opt: ")
         assert last.startswith(f"error: {plan}: model: got") and "the fingerprint of the model in use" in last
         assert "Traceback" not in ended.stderr
 
@@ -168,4 +168,4 @@ def test_a_policy_brings_its_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"version": 1')
     broken = subprocess.run([*command, "--config", str(policy)], capture_output=True, text=True, env=environment())
     assert broken.returncode == 2
-    assert broken.stderr.startswith(f"error: {tmp_path / 'plan.json'}: plan: got") and broken.stderr.count("\n") == 1
+    assert broken.stderr.startswith(f"moe-opt: error: {tmp_path / 'plan.json'}: plan: got") and broken.stderr.count("\n") == 1
