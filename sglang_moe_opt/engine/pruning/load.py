@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sglang_moe_opt.engine.pruning.active import Pruning, get_pruning
-from sglang_moe_opt.engine.pruning.names import EXPERT, GATE, SHARED, get_layer, is_kept, missing_tensors
+from sglang_moe_opt.engine.pruning.names import EXPERT, GATE, SHARED, Layers, get_layer, is_kept, missing_tensors
 from sglang_moe_opt.plan import GateMode
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -27,23 +30,35 @@ def safetensors_weights(
     pruning = get_pruning()
     if pruning is None or args or kwargs.get("disable_mmap") or kwargs.get("prefetch"):
         return original(hf_weights_files, *args, **kwargs)
-    return _kept_tensors(pruning, hf_weights_files, drop_cache=kwargs.get("drop_cache_after_load", False))
+    workers, drop_cache = kwargs.get("max_workers", 1), kwargs.get("drop_cache_after_load", False)
+    return _kept_tensors(pruning.plan.layers, hf_weights_files, workers=workers, drop_cache=drop_cache)
 
 
-def _kept_tensors(pruning: Pruning, files: Sequence[str], *, drop_cache: bool) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of one file after the other, mapped into memory until they are copied."""
-    from safetensors import safe_open
+def _kept_tensors(
+    layers: Layers, files: Sequence[str], *, workers: int, drop_cache: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of one file after the other, mapped into memory until they are copied; the next files are read ahead."""
     from sglang.srt.model_loader.weight_utils import _drop_file_cache_after_load
     from tqdm import tqdm
 
     quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() != 0
-    for file in tqdm(files, desc="Loading kept experts", disable=quiet):
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if is_kept(pruning.plan.layers, name):
-                    yield name, tensors.get_tensor(name)
-        if drop_cache:
-            _drop_file_cache_after_load(file)
+    waiting = iter(files)
+    with ThreadPoolExecutor(workers) as pool:
+        reads = deque(pool.submit(_read_kept, layers, file) for file in islice(waiting, workers + 1))
+        for file in tqdm(files, desc="Loading kept experts", disable=quiet):
+            tensors = reads.popleft().result()
+            reads.extend(pool.submit(_read_kept, layers, following) for following in islice(waiting, 1))
+            yield from tensors.items()
+            del tensors
+            if drop_cache:
+                _drop_file_cache_after_load(file)
+
+
+def _read_kept(layers: Layers, file: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt", device="cpu") as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys() if is_kept(layers, name)}  # noqa: SIM118
 
 
 def do_load_weights(model: Any, weights: Weights, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict]:
