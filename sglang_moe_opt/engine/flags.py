@@ -52,7 +52,9 @@ def prepare_server_args(server_args: Any, argv: list[str]) -> None:
             settings.load_policy()
             refuse_unsupported(server_args)
         if (pruning := get_pruning()) is not None:
-            check_server(pruning, server_args, server_args.get_model_config())
+            from sglang.srt.arg_groups.overrides import model_config_of
+
+            check_server(pruning, server_args, model_config_of(server_args))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -168,4 +168,5 @@ def test_a_policy_brings_its_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"version": 1')
     broken = subprocess.run([*command, "--config", str(policy)], capture_output=True, text=True, env=environment())
     assert broken.returncode == 2
-    assert broken.stderr.startswith(f"moe-opt: error: {tmp_path / 'plan.json'}: plan: got") and broken.stderr.count("\n") == 1
+    assert broken.stderr.startswith(f"moe-opt: error: {tmp_path / 'plan.json'}: plan: got")
+    assert broken.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ import torch
 from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.engine import flags
 from sglang_moe_opt.engine.pruning import Pruning
+from sglang_moe_opt.engine.pruning.active import load_pruning
 from sglang_moe_opt.engine.pruning.check import CHECKED_ENV, REFUSED, check_layout, check_once, check_plan, check_server
 from sglang_moe_opt.engine.settings import PRUNE_ENV
 from sglang_moe_opt.model_shape import MoEShape
@@ -204,17 +205,18 @@ def test_a_server_is_checked_once(pruning: Pruning, model: Path, monkeypatch: py
 
 
 def test_a_server_ends_with_one_line(
-    pruning: Pruning, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pruning: Pruning, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parsed = SimpleNamespace(get_model_config=lambda: None, enable_eplb=True)
+    parsed = args("--load-format", "dummy")
+    parsed._model_config = model_config(model)
     monkeypatch.setenv(PRUNE_ENV, str(pruning.file))
     for change, message in (
-        (lambda: None, "error: expert pruning does not work with --enable-eplb True"),
+        (lambda: None, "error: expert pruning does not work with --load-format dummy: "),
         (lambda: pruning.file.write_text('{"version": 1'), f"error: {pruning.file}: plan: got"),
         (lambda: pruning.file.unlink(), f"error: {pruning.file}: plan: got 'No such file or directory'"),
     ):
         change()
-        flags.get_pruning.__globals__["load_pruning"].cache_clear()
+        load_pruning.cache_clear()
         with pytest.raises(SystemExit) as caught:
             flags.prepare_server_args(parsed, [])
         out, err = capsys.readouterr()
