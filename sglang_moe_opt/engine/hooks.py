@@ -81,9 +81,9 @@ HOOKS = (
     ),
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        "AFTER",
-        "setup:after_load_model",
-        "allocate the schedule table",
+        "AROUND",
+        "setup:load_model",
+        "refuse a plan that does not fit, allocate the schedule table",
     ),
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -120,6 +120,42 @@ HOOKS = (
         "AFTER",
         "topk:bind_runner_backend",
         "refuse experts that route in their own kernel",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_v2.DeepseekV2MoE.__init__",
+        "AROUND",
+        "pruning.model:moe_init",
+        "allocate kept experts only",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_v2.MoEGate.__init__",
+        "AROUND",
+        "pruning.model:gate_init",
+        "keep a masked gate whole",
+    ),
+    Hook(
+        "sglang.srt.model_loader.weight_utils.safetensors_weights_iterator",
+        "AROUND",
+        "pruning.load:safetensors_weights",
+        "read kept experts only",
+    ),
+    Hook(
+        "sglang.srt.model_loader.weight_utils.buffered_multi_thread_safetensors_weights_iterator",
+        "AROUND",
+        "pruning.load:safetensors_weights",
+        "the same for the other reader",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_common.deepseek_weight_loader.DeepseekV2WeightLoaderMixin.do_load_weights",
+        "BEFORE",
+        "pruning.load:do_load_weights",
+        "renumber experts, cut gates, replace tensors",
+    ),
+    Hook(
+        "sglang.srt.layers.moe.topk.capture_routed_experts_if_allowed",
+        "BEFORE",
+        "pruning.ids:capture_routed_experts",
+        "return_routed_experts in the whole model's ids",
     ),
     Hook(
         "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 # Not imported from settings: whatever is broken may be there.
-CONFIGURED_BY = ("SGLANG_MOE_OPT_CONFIG", "SGLANG_MOE_OPT_SKIP_DEFAULT", "SGLANG_MOE_OPT_CALIBRATE")
+CONFIGURED_BY = tuple(f"SGLANG_MOE_OPT_{name}" for name in ("CONFIG", "SKIP_DEFAULT", "PRUNE_PLAN", "CALIBRATE"))
 
 
 def register() -> None:
     """Register the hooks. Without a policy they leave the engine as it is; on a plain CPU they let it serve at all.
 
     Raises:
-        SystemExit: the plugin is broken although a policy is configured. SGLang logs a plugin's exceptions where
-            nobody sees them and would go on to serve the full model to clients that asked for less, or record nothing.
+        SystemExit: the plugin is broken although a policy, a plan or a calibration is asked for. SGLang logs a plugin's
+            exceptions where nobody sees them and would go on to serve the full model, or record nothing.
     """
     try:
         from sglang_moe_opt.engine import calibration
