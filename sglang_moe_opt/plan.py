@@ -19,6 +19,11 @@ from sglang_moe_opt.model_shape import MoEShape
 
 GateMode = Literal["shrink", "mask"]
 
+PLAN_KEY: Final = "moe_prune_plan"
+"""Entry of a checkpoint's config.json that names a plan's file beside it: the weights are stored without the experts
+that the plan removes, and without their rows of the gate; expert ids are those of the full model."""
+PLAN_FILE: Final = "moe_prune_plan.json"
+
 _LAYER_ID: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 _INTEGER_LIST: Final = re.compile(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]")
 

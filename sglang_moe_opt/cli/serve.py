@@ -54,7 +54,7 @@ def serve(
     if config != "builtin":
         config = str(Path(config).resolve())
     extra = list(context.args)
-    if (plan_file := find_plan(config, prune_plan)) is not None:
+    if (plan_file := find_plan(path, config, prune_plan)) is not None:
         check_plan(path, plan_file)
     if prune_plan is not None:
         extra += ["--moe-prune-plan", str(prune_plan.resolve())]
@@ -109,12 +109,13 @@ def check_policy(model: str, config: str, default_profile: str | None) -> None:
         policy.check(MoEShape.from_path(model))
 
 
-def find_plan(config: str, prune_plan: Path | None) -> Path | None:
-    """The plan that a server started so would load: the option's, the environment's, or the policy's."""
+def find_plan(model: str, config: str, prune_plan: Path | None) -> Path | None:
+    """The plan that a server would load: the option's, the environment's, the policy's, or the model's own."""
+    from sglang_moe_opt.engine.pruning import stored_plan
     from sglang_moe_opt.engine.settings import Settings
 
     named = str(prune_plan) if prune_plan is not None else os.environ.get(PRUNE_ENV) or None
-    return Settings(config, None, named).plan_file()
+    return Settings(config, None, named).plan_file() or stored_plan(Path(model))
 
 
 def check_plan(model: str, plan_file: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from sglang_moe_opt.engine.pruning import get_pruning
+from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
 from sglang_moe_opt.engine.pruning.check import check_server
 from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, PRUNE_ENV, Settings
 from sglang_moe_opt.engine.unsupported import OTHER_BACKENDS, Refusal, UnsupportedError, refuse
@@ -51,6 +51,7 @@ def prepare_server_args(server_args: Any, argv: list[str]) -> None:
         if settings.enabled:
             settings.load_policy()
             refuse_unsupported(server_args)
+        adopt_stored_plan(server_args.model_path)
         if (pruning := get_pruning()) is not None:
             from sglang.srt.arg_groups.overrides import model_config_of
 

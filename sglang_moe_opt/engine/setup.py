@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_moe_opt.engine.flags import refuse_unsupported
 from sglang_moe_opt.engine.metrics import StepMetrics, metrics_enabled
-from sglang_moe_opt.engine.pruning import get_pruning
+from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
 from sglang_moe_opt.engine.pruning.check import check_once
 from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.engine.state import EngineState, set_state
@@ -34,6 +34,7 @@ def load_model(original: Callable[..., None], runner: Any, *args: Any, **kwargs:
     Raises:
         ValueError, RuntimeError: the plan does not fit, or a hook is missing.
     """
+    adopt_stored_plan(runner.model_config.model_path)
     settings, pruning = Settings.from_env(), get_pruning()
     if pruning is not None:
         check_once(pruning, runner.server_args, runner.model_config)

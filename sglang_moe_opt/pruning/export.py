@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.plan import PrunePlan
+from sglang_moe_opt.plan import PLAN_FILE, PrunePlan
 from sglang_moe_opt.progress import Advance
 from sglang_moe_opt.pruning.checkpoint import INDEX, SINGLE, Checkpoint
 from sglang_moe_opt.pruning.export_card import model_card
-from sglang_moe_opt.pruning.pruned_layout import PLAN_FILE, Form, PrunedLayout
+from sglang_moe_opt.pruning.pruned_layout import Form, PrunedLayout
 from sglang_moe_opt.pruning.staging import Staging
 from sglang_moe_opt.pruning.tensor_file import TensorCopy, write_tensors
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from sglang_moe_opt import __version__
-from sglang_moe_opt.plan import PrunePlan
-from sglang_moe_opt.pruning.pruned_layout import PLAN_FILE, PLAN_KEY, Form
+from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PrunePlan
+from sglang_moe_opt.pruning.pruned_layout import Form
 
 _LICENSE_LINE: Final = re.compile(r"^license(?:_name|_link)?: .+$", re.MULTILINE)
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")

@@ -16,15 +16,11 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.plan import PrunePlan
+from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PrunePlan
 from sglang_moe_opt.pruning.checkpoint import Checkpoint
 from sglang_moe_opt.pruning.tensor_file import TensorCopy
 
 Form = Literal["stock", "plugin"]
-
-PLAN_KEY: Final = "moe_prune_plan"
-"""Entry of config.json that names the plan's file in the folder: weights are stored in the `plugin` form."""
-PLAN_FILE: Final = "moe_prune_plan.json"
 
 _COUNT_KEYS: Final = ("n_routed_experts", "num_experts", "num_local_experts")
 _UNQUANTIZED_KEYS: Final = ("ignore", "ignored_layers", "modules_to_not_convert")  # of quantization_config

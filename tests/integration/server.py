@@ -26,6 +26,7 @@ from sglang_moe_opt.launch import plan_launch
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.plan import PrunePlan
 from sglang_moe_opt.policy import Policy
+from sglang_moe_opt.pruning.export import Export
 
 MAX_ALIVE = 2
 FIRST_PORT, LAST_PORT = 31000, 32768
@@ -56,6 +57,7 @@ class Kind:
         model: name of a checkpoint.
         policy: with the policy of the tests; otherwise the plugin is loaded and skipping is not configured.
         plan: name of the plan that it is served under.
+        exported: the checkpoint is written under the plan first, and that is served.
         args: further arguments of ``sglang serve``.
         env: environment variables on top of ours, as pairs.
     """
@@ -64,6 +66,7 @@ class Kind:
     dtype: str = "float32"
     policy: bool = True
     plan: str | None = None
+    exported: bool = False
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
 
@@ -239,15 +242,22 @@ class Servers:
         policy.write_text(POLICY)
         # The gauge of running requests moves only when a decode step is logged.
         extra = ["--port", str(port), "--dtype", kind.dtype, "--decode-log-interval", "1", *kind.args]
+        served = model
         if kind.plan is not None:
-            extra += ["--moe-prune-plan", str(write_plan(kind.plan, model, plan_file(log)))]
+            plan_path = write_plan(kind.plan, model, plan_file(log))
+            if kind.exported:
+                served = log.with_suffix(".exported")
+                Export.prepare(model, plan_path, served).write()
+            else:
+                extra += ["--moe-prune-plan", str(plan_path)]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
         # Small models gain nothing from a second thread, and lose most of their speed where another process needs it.
         env.setdefault("OMP_NUM_THREADS", "1")
         if kind.policy:
-            command = ["-m", "sglang_moe_opt.cli.main", "serve", "--model", str(model), "--config", str(policy), *extra]
+            ours = ["--model", str(served), "--config", str(policy)]
+            command = ["-m", "sglang_moe_opt.cli.main", "serve", *ours, *extra]
         else:
-            plan = plan_launch(str(model), on_cpu=True, extra=extra, policy=None)
+            plan = plan_launch(str(served), on_cpu=True, extra=extra, policy=None)
             command = ["-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv]
             env = {**plan.env, **env}
         with log.open("wb") as output:

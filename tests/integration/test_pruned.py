@@ -27,9 +27,11 @@ DECIDED = NEW_TOKENS * 3 // 4
 
 SHRUNK_V2 = Kind(plan="by-layer, replaced")
 MASKED_V3 = Kind("random-v3", plan="unequal", args=("--chunked-prefill-size", "400", "--enable-mixed-chunk"))
-RECORDED_V3 = Kind("random-v3", plan="by-layer", policy=False, args=("--enable-return-routed-experts",))
-MASKED_V2 = Kind("random-v2-groups", plan="unequal", policy=False, env=(("SGLANG_MOE_OPT_CPU_KERNELS", "0"),))
-"""Softmax router, on upstream's own path."""
+RECORDED_V3 = Kind("random-v3", plan="by-layer", exported=True, policy=False, args=("--enable-return-routed-experts",))
+MASKED_V2 = Kind(
+    "random-v2-groups", plan="unequal", exported=True, policy=False, env=(("SGLANG_MOE_OPT_CPU_KERNELS", "0"),)
+)
+"""Softmax router, on upstream's own path. This one and RECORDED_V3 serve what `moe-opt prune export` writes."""
 
 with_schedules = pytest.mark.parametrize("kind", [SHRUNK_V2, MASKED_V3], ids=["v2-shrink", "v3-mask"])
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from sglang_moe_opt.checkpoint_id import fingerprint
-from sglang_moe_opt.plan import PlanError, PrunePlan
+from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PlanError, PrunePlan
 from sglang_moe_opt.pruning.export import Export, split_shards
-from sglang_moe_opt.pruning.pruned_layout import PLAN_FILE, PLAN_KEY
 from sglang_moe_opt.pruning.tensor_file import StoredTensor, TensorCopy, read_header
 from sglang_moe_opt.shapes import checkpoint_shards
 

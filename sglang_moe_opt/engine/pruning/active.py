@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_moe_opt.engine.settings import Settings
-from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.plan import GateMode, PrunePlan
+from sglang_moe_opt.engine.settings import PRUNE_ENV, Settings
+from sglang_moe_opt.model_shape import MoEShape, read_config
+from sglang_moe_opt.plan import PLAN_KEY, GateMode, PrunePlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,11 @@ class Pruning:
     def sidecar(self) -> Path | None:
         """File of the tensors that replace the checkpoint's."""
         return self.plan.weights_path(self.file)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the plan lies in a checkpoint that was written under it, without the removed experts."""
+        return stored_plan(self.file.parent) == self.file
 
     def kept(self, layer_id: int) -> tuple[int, ...] | None:
         """Experts that a layer keeps, ascending; None where the plan does not name it."""
@@ -49,6 +55,29 @@ def get_pruning() -> Pruning | None:
         PolicyError, PlanError: the policy or the plan cannot be read.
     """
     return load_pruning(Settings.from_env())
+
+
+def stored_plan(model: Path) -> Path | None:
+    """The plan that a checkpoint's folder was written under; None where it was not, or is no folder."""
+    if not (model / "config.json").is_file():
+        return None
+    name = read_config(model).get(PLAN_KEY)
+    return None if name is None else model / str(name)
+
+
+def adopt_stored_plan(model: str) -> None:
+    """Serve a checkpoint under the plan that it was written under, in this process and its children.
+
+    Raises:
+        ValueError: another plan is asked for.
+    """
+    file = stored_plan(Path(model).absolute())
+    if file is None:
+        return
+    pruning = get_pruning()
+    if pruning is not None and pruning.file.absolute() != file:
+        raise ValueError(f"{model}: stored under a plan of its own; leave out {pruning.file}")
+    os.environ[PRUNE_ENV] = str(file)
 
 
 @functools.cache

@@ -95,7 +95,7 @@ def check_plan(pruning: Pruning, shape: MoEShape, model: str) -> None:
     """
     folder = Path(model) if (Path(model) / "config.json").is_file() else None
     try:
-        pruning.plan.check(shape, _fingerprint(pruning, model, folder))
+        pruning.plan.check(shape, None if pruning.is_stored else _fingerprint(pruning, model, folder))
         pruning.plan.check_weights(pruning.file)
     except PlanError as error:
         raise PlanError(error.field, error.value, error.allowed, str(pruning.file)) from None

@@ -96,17 +96,22 @@ def select(
             if match := EXPERT.fullmatch(name):
                 name = f"{match[1]}{kept.index(int(match[3]))}{match[4]}"
             elif match := GATE.fullmatch(name):
-                tensor = _gate(tensor, kept, mode, is_bias=match[2] != "weight")
+                tensor = _gate(tensor, kept, pruning.plan.num_experts, mode, is_bias=match[2] != "weight")
             elif num_fused_shared and (match := SHARED.fullmatch(name)):
                 name = f"{match[1]}experts.{len(kept)}{match[2]}"
         yield name, tensor
 
 
-def _gate(tensor: Tensor, kept: Sequence[int], mode: GateMode, *, is_bias: bool) -> Tensor:
+def _gate(tensor: Tensor, kept: Sequence[int], num_experts: int, mode: GateMode, *, is_bias: bool) -> Tensor:
+    """A gate or its bias as the router wants it; a checkpoint written under the plan has the kept rows alone."""
     rows = torch.tensor(kept, device=tensor.device)
+    if mode == "mask" and len(tensor) == num_experts and not is_bias:
+        return tensor
+    own = tensor if len(tensor) == len(kept) else tensor[rows]
     if mode == "shrink":
-        return tensor[rows]
-    return torch.full_like(tensor, float("-inf")).index_copy_(0, rows, tensor[rows]) if is_bias else tensor
+        return own
+    whole = tensor.new_full((num_experts, *tensor.shape[1:]), float("-inf") if is_bias else 0.0)
+    return whole.index_copy_(0, rows, own)
 
 
 def complete(pruning: Pruning, weights: Weights) -> Iterator[tuple[str, Tensor]]:

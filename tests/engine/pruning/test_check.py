@@ -13,12 +13,12 @@ import torch
 
 from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.engine import flags
-from sglang_moe_opt.engine.pruning import Pruning
+from sglang_moe_opt.engine.pruning import Pruning, adopt_stored_plan, get_pruning
 from sglang_moe_opt.engine.pruning.active import load_pruning
 from sglang_moe_opt.engine.pruning.check import CHECKED_ENV, REFUSED, check_layout, check_once, check_plan, check_server
 from sglang_moe_opt.engine.settings import PRUNE_ENV
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.plan import PrunePlan
+from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PrunePlan
 from tests.engine.pruning.small_checkpoint import EXPERTS, tensors, write_checkpoint, write_plan
 
 server_args = pytest.importorskip("sglang.srt.server_args")
@@ -192,6 +192,24 @@ def test_unequal_groups_need_a_router_of_its_own(tmp_path: Path) -> None:
     unequal = write_plan(tmp_path / "plan.json", {1: (0, 1, 4, 5, 6), 2: (0, 1, 4, 5)}, model)
     with pytest.raises(ValueError, match=r"unequal expert groups does not work with --moe-runner-backend flashinfer"):
         check_server(unequal, parsed, model_config(model))
+
+
+def test_a_checkpoint_written_under_a_plan_brings_it(
+    tmp_path: Path, pruning: Pruning, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt_stored_plan(str(model))
+    assert get_pruning() is None
+    config_file = model / "config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {PLAN_KEY: PLAN_FILE}))
+    pruning.plan.save(model / PLAN_FILE)
+    adopt_stored_plan(str(model))
+    found = get_pruning()
+    assert found is not None and found.is_stored and found.file == model / PLAN_FILE
+    check_server(found, args(), model_config(model))  # the fingerprint is that of the full model
+    adopt_stored_plan(str(model))
+    monkeypatch.setenv(PRUNE_ENV, str(pruning.file))
+    with pytest.raises(ValueError, match=r"stored under a plan of its own; leave out .*plan\.json"):
+        adopt_stored_plan(str(model))
 
 
 def test_a_server_is_checked_once(pruning: Pruning, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sglang_moe_opt.engine.pruning import load
 from sglang_moe_opt.engine.pruning.load import complete, do_load_weights, safetensors_weights, select
 from sglang_moe_opt.engine.settings import PRUNE_ENV
+from sglang_moe_opt.plan import GateMode
 from tests.engine.pruning.small_checkpoint import config, tensors, write_checkpoint, write_plan
 
 KEPT = {1: (0, 3, 4), 2: (1, 2, 5, 7)}
@@ -56,6 +57,22 @@ def test_a_masked_gate_keeps_its_rows_and_hides_removed_experts(tmp_path: Path) 
         bias, whole = result[prefix + "e_score_correction_bias"], WHOLE[prefix + "e_score_correction_bias"]
         assert torch.equal(bias[list(kept)], whole[list(kept)])
         assert (bias.isneginf().nonzero().flatten().tolist()) == [e for e in range(8) if e not in kept]
+
+
+@pytest.mark.parametrize("mode", ["shrink", "mask"])
+def test_a_checkpoint_written_under_the_plan_has_the_kept_rows_alone(tmp_path: Path, mode: GateMode) -> None:
+    pruning = write_plan(tmp_path / "plan.json", KEPT)
+    stored = {
+        name: tensor[list(KEPT[int(name.split(".")[2])])] if ".gate." in name else tensor
+        for name, tensor in WHOLE.items()
+    }
+    own, from_whole = (dict(select(pruning, weights.items(), mode)) for weights in (stored, WHOLE))
+    assert own.keys() == from_whole.keys()
+    for name, tensor in own.items():
+        assert tensor.shape == from_whole[name].shape
+        # in a masked gate the weights of removed experts do not matter
+        rows = list(KEPT[int(name.split(".")[2])]) if mode == "mask" and name.endswith("gate.weight") else slice(None)
+        assert torch.equal(tensor[rows], from_whole[name][rows]), name
 
 
 def test_fused_shared_experts_follow_the_kept_ones(tmp_path: Path) -> None:
