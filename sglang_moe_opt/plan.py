@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sglang_moe_opt.fields import FieldError, is_int, show
-from sglang_moe_opt.files import sha256_of, write_atomically
+from sglang_moe_opt.files import read_json, sha256_of, write_atomically
 from sglang_moe_opt.model_shape import MoEShape
 
 GateMode = Literal["shrink", "mask"]
@@ -106,7 +106,7 @@ class PrunePlan(BaseModel):
         """Read a plan; `verify` hashes its sidecar. Raises PlanError, which names the file."""
         file = Path(path)
         try:
-            plan = cls.from_object(_read_json(file))
+            plan = cls.from_object(read_json(file, "plan"))
             if verify:
                 plan.check_weights(file)
         except FieldError as error:
@@ -206,7 +206,7 @@ def min_per_group(shape: MoEShape) -> int:
 
 def _check_layer(kept: Sequence[int], shape: MoEShape, field: str) -> None:
     if len(kept) < shape.top_k:
-        raise PlanError(field, f"{len(kept)} experts", f"at least top-k, {shape.top_k}")
+        raise PlanError(field, f"{len(kept)} kept", f"at least top-k, {shape.top_k}")
     if shape.n_group == 1:
         return
     counts = np.sort(group_counts(kept, shape))
@@ -214,7 +214,7 @@ def _check_layer(kept: Sequence[int], shape: MoEShape, field: str) -> None:
         raise PlanError(field, f"a group of {counts[0]}", f"groups of at least {least} of the router's {shape.n_group}")
     if (fewest := counts[: shape.topk_group].sum()) < shape.top_k:
         allowed = f"at least top-k, {shape.top_k}, in any {shape.topk_group} groups that the router may choose"
-        raise PlanError(field, f"{fewest} experts in the {shape.topk_group} smallest groups", allowed)
+        raise PlanError(field, f"{fewest} kept in the {shape.topk_group} smallest groups", allowed)
 
 
 def _layer_id(key: object) -> int:
@@ -238,25 +238,6 @@ def _kept_ids(ids: object, field: str) -> tuple[int, ...]:
         if expert < before:
             raise FieldError(field, f"{expert} after {before}", "ascending ids")
     return tuple(ids)
-
-
-def _read_json(file: Path) -> object:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except OSError as error:
-        raise PlanError("plan", error.strerror, "a readable file") from None
-    except FieldError:
-        raise
-    except (ValueError, RecursionError) as error:  # truncated, not UTF-8, or nested without end
-        raise PlanError("plan", " ".join(str(error).split()), "a whole JSON file") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise PlanError("plan", next(key for key in keys if keys.count(key) > 1), "every key once")
-    return content
 
 
 def _plan_error(error: ValidationError) -> PlanError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,23 +168,23 @@ HOOKS = (
 TARGETS = {hook.target: hook.reason for hook in HOOKS}
 
 
-def register_hooks() -> None:
+def register_hooks(hooks: Sequence[Hook] = HOOKS) -> None:
     """Register every hook with SGLang's plugin framework."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for hook in HOOKS:
+    for hook in hooks:
         module, name = hook.function.split(":")
         function = getattr(importlib.import_module(f"{_ENGINE}.{module}"), name)
         HookRegistry.register(hook.target, function, HookType[hook.kind])
 
 
-def verify_applied() -> None:
+def verify_applied(hooks: Sequence[Hook] = HOOKS) -> None:
     """Check that each hook is in place: the framework only logs a hook that fails, where nobody sees it.
 
     Raises:
         RuntimeError: naming the targets that were not hooked.
     """
-    missing = [target for target in TARGETS if not hasattr(_resolve(target), "__wrapped__")]
+    missing = [hook.target for hook in hooks if not hasattr(_resolve(hook.target), "__wrapped__")]
     if missing:
         raise RuntimeError(
             "sglang-moe-opt could not hook " + ", ".join(missing) + "; run `moe-opt doctor` for the installed version"

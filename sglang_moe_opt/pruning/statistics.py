@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sglang_moe_opt.files import write_atomically
 
 Array = NDArray[np.float64]
 
@@ -93,13 +94,12 @@ class ExpertStatistics:
         from safetensors.numpy import save
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: np.ascontiguousarray(array) for name, array in self.tensors().items()}
         tensors["layer_ids"] = np.array(self.layer_ids, np.int64)
         tensors["tokens"] = np.array([self.tokens], np.int64)
         write_atomically(folder / STATISTICS_FILE, save(tensors))
         text = json.dumps({"format": FORMAT, **self.provenance}, indent=2) + "\n"
-        write_atomically(folder / PROVENANCE_FILE, text.encode())
+        write_atomically(folder / PROVENANCE_FILE, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> ExpertStatistics:
@@ -124,16 +124,3 @@ class ExpertStatistics:
 def input_name(layer_id: int) -> str:
     """Name of a layer's sampled inputs [N, H] in ``inputs.safetensors``; row n is the same token in every layer."""
     return f"model.layers.{layer_id}.mlp.input"
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file so that it is there whole, on disk, or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from sglang_moe_opt.engine import state as engine_state
+from sglang_moe_opt.engine.calibration import CALIBRATE_ENV
 from sglang_moe_opt.engine.pruning.active import load_pruning
 from sglang_moe_opt.engine.pruning.check import CHECKED_ENV
 from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV
 
-OURS = (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV, CHECKED_ENV)
+OURS = (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV, CHECKED_ENV, CALIBRATE_ENV)
 
 
 @pytest.fixture(autouse=True)

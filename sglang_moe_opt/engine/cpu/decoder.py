@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_moe_opt.engine import calibration
 from sglang_moe_opt.engine.cpu import attention, experts, native, router
 from sglang_moe_opt.engine.cpu.native import decoder
 from sglang_moe_opt.engine.pruning.ids import slots_of
@@ -200,6 +201,8 @@ def _obstacle(model: Any) -> str | None:
 
     if not native.ready():
         return "missing kernels"
+    if calibration.is_on():
+        return "calibration"
     args = get_server_args()
     for name in _ONE_OR_OFF:
         if (value := getattr(args, name, None)) not in (None, False, 1, [], {}):
