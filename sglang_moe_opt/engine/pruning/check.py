@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.engine import calibration
 from sglang_moe_opt.engine.pruning.active import Pruning
 from sglang_moe_opt.engine.pruning.names import missing_tensors
 from sglang_moe_opt.engine.unsupported import OTHER_BACKENDS, Refusal, UnsupportedError, refuse
@@ -73,6 +74,8 @@ def check_server(pruning: Pruning, server_args: Any, model_config: Any) -> None:
     from sglang_moe_opt.engine.setup import model_shape
 
     refuse(server_args, "expert pruning", REFUSED)
+    if calibration.is_on():
+        raise UnsupportedError("expert pruning does not work with calibration: plans are made from the whole model")
     names = model_config.hf_config.architectures or []
     if not set(names) & set(ARCHITECTURES):
         raise UnsupportedError(
