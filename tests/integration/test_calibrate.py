@@ -78,11 +78,11 @@ class BruteForce:
 
     def _count(self, index: int, mlp: Any, x: Tensor, gate: tuple[Tensor, Tensor, Tensor], before: Tensor) -> None:
         _, scaled, chosen = gate
-        gate_up = torch.einsum("th,eoh->teo", x, mlp.experts.gate_up_proj)
+        gate_up = torch.einsum("th,noh->tno", x, mlp.experts.gate_up_proj)
         gated, up = gate_up.chunk(2, dim=-1)
-        outputs = torch.einsum("teo,eho->teh", F.silu(gated) * up, mlp.experts.down_proj)
+        outputs = torch.einsum("tno,nho->tnh", F.silu(gated) * up, mlp.experts.down_proj)
         weights = torch.zeros(outputs.shape[:2]).scatter_(1, chosen, scaled)
-        after = before + torch.einsum("te,teh->th", weights, outputs)
+        after = before + torch.einsum("tn,tnh->th", weights, outputs)
         change = 1 - F.cosine_similarity(before.double(), after.double(), dim=-1)
         mask = torch.zeros(outputs.shape[:2], dtype=torch.float64).scatter_(1, chosen, 1.0)
         soft, norms = weights.double() / mlp.gate.routed_scaling_factor, outputs.double().norm(dim=-1)

@@ -39,7 +39,7 @@ def _kept_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of one file after the other, mapped into memory until they are copied; the next files are read ahead."""
     from sglang.srt.model_loader.weight_utils import _drop_file_cache_after_load
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() != 0
     waiting = iter(files)
