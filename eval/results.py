@@ -10,13 +10,14 @@ Everything else in the folder (summary.json, summary.csv, plots, report.html) is
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sglang_moe_opt.files import write_atomically
 
 MetricKind = Literal["acc", "acc_norm", "exact_match", "bits_per_byte"]
 
@@ -154,14 +155,6 @@ class ResultsFolder:
 def file_name(label: str) -> str:
     """A schedule's label as a folder name: readable, without separators."""
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", label)[:120]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ from typing import Any
 import httpx
 
 from eval.endpoint import EndpointError
+from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy
-
-_HASHED_BYTES = 2 << 30
-"""Weights up to this size enter the fingerprint byte for byte; of larger ones only names and sizes do."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,7 @@ class ServedModel:
     @property
     def fingerprint(self) -> str:
         """32 hex digits over config.json and, where they can be read, the weights."""
-        state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        files = sorted(self.folder.glob("*.safetensors*")) if self.folder else []
-        whole = sum(file.stat().st_size for file in files) <= _HASHED_BYTES
-        for file in files:
-            state.update(f"{file.name} {file.stat().st_size}".encode())
-            if whole:
-                state.update(hashlib.sha256(file.read_bytes()).digest())
-        return state.hexdigest()[:32]
+        return fingerprint(self.config, self.folder)
 
     def policy(self, file: Path | None = None) -> Policy:
         """The policy in `file`, else the one the server was started with, else the built-in one. Raises PolicyError."""

@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.results import ResultsError, file_name, read_json, write_atomically
+from eval.results import ResultsError, file_name, read_json
 from loadtest.load import Load
 from loadtest.record import Record, read_lines, to_lines
+from sglang_moe_opt.files import write_atomically
 
 KIND: Literal["loadtest"] = "loadtest"
 Model = TypeVar("Model", bound=BaseModel)

@@ -29,11 +29,13 @@ class Running:
         url: its base.
         group: id of its process group.
         load_s: seconds from its start to its first answer on /health.
+        log: what it printed, while it runs.
     """
 
     url: str
     group: int
     load_s: float
+    log: Path
 
     def memory(self) -> int:
         """Bytes of memory that its processes hold, shared pages counted once (PSS)."""
@@ -107,7 +109,7 @@ def running(
             )
         try:
             _wait(process, url, log, deadline_s)
-            yield Running(url, process.pid, time.monotonic() - start)
+            yield Running(url, process.pid, time.monotonic() - start, log)
         finally:
             _stop(process)
 

@@ -177,6 +177,23 @@ def check_serving() -> Iterator[Check]:
     )
 
 
+def check_prune_plan() -> Iterator[Check]:
+    """The plan that the environment asks for; nothing where it asks for none."""
+    from sglang_moe_opt.engine.settings import PRUNE_ENV
+
+    try:
+        from sglang_moe_opt.engine.pruning import get_pruning
+
+        pruning = get_pruning()
+        if pruning is None:
+            return
+        pruning.plan.check_weights(pruning.file)
+    except ValueError as error:
+        yield Check("serving", "prune plan", "fail", str(error), f"mend the plan, or unset {PRUNE_ENV}")
+        return
+    yield Check("serving", "prune plan", "ok", pruning.describe())
+
+
 def check_model() -> Iterator[Check]:
     from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
 
@@ -200,6 +217,7 @@ QUESTIONS: Final[tuple[Callable[[], Iterator[Check]], ...]] = (
     check_plugin,
     check_hook_targets,
     check_serving,
+    check_prune_plan,
     check_model,
 )
 

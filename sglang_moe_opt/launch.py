@@ -65,7 +65,7 @@ def plan_launch(model: str, *, on_cpu: bool, extra: Sequence[str] = (), policy: 
         argv += ["--moe-opt-config", policy]
     if "--enable-metrics" not in given:
         argv.append("--enable-metrics")
-    if not given & {"--skip-tokenizer-init", "--tokenizer-path"} and _lacks_tokenizer(Path(model)):
+    if not given & {"--skip-tokenizer-init", "--tokenizer-path"} and lacks_tokenizer(Path(model)):
         argv.append("--skip-tokenizer-init")
         notes.append("the checkpoint has no tokenizer: send input_ids to /generate")
     if on_cpu:
@@ -76,5 +76,6 @@ def plan_launch(model: str, *, on_cpu: bool, extra: Sequence[str] = (), policy: 
     return LaunchPlan((*argv, *extra), dict(CPU_ENV) if on_cpu else {}, tuple(notes))
 
 
-def _lacks_tokenizer(model: Path) -> bool:
+def lacks_tokenizer(model: Path) -> bool:
+    """Whether the folder has no tokenizer; a hub id is taken to have one."""
     return model.is_dir() and not any((model / name).exists() for name in TOKENIZER_FILES)

@@ -79,17 +79,7 @@ class MoEShape:
     @classmethod
     def from_path(cls, path: str | Path) -> MoEShape:
         """Read a checkpoint folder or a config.json. Raises ValueError when there is none or it is no MoE model."""
-        file = Path(path)
-        file = file / "config.json" if file.is_dir() else file
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{file}: no readable config.json ({error.strerror})") from None
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{file}: not a JSON object")
-        return cls.from_config(config)
+        return cls.from_config(read_config(path))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MoEShape:
@@ -145,6 +135,21 @@ class MoEShape:
 
     def _bytes(self, params: int) -> int:
         return round(params * self.bytes_per_param)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint folder's config.json, or of the file itself. Raises ValueError."""
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: no readable config.json ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return config
 
 
 def _get(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:

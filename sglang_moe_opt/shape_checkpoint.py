@@ -12,14 +12,14 @@ import json
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from sglang_moe_opt.progress import Advance, byte_progress
 from sglang_moe_opt.shapes import ShapeSpec, TensorSpec, checkpoint_shards
 
 MANIFEST: Final = "shape_manifest.json"
@@ -37,8 +37,6 @@ _TOKENIZER_FILES: Final = (
     "merges.txt",
     "chat_template.jinja",
 )
-
-Advance = Callable[[int], None]
 
 
 def cache_root() -> Path:
@@ -140,7 +138,7 @@ def _write(recipe: _Recipe, folder: Path, progress: bool) -> None:
     shutil.rmtree(staging, ignore_errors=True)  # of a writer that died: we hold the lock
     staging.mkdir()
     try:
-        with _progress(f"{recipe.shape} {needed / 1e9:.2f} GB", needed, progress) as advance:
+        with byte_progress(f"{recipe.shape} {needed / 1e9:.2f} GB", needed, progress) as advance:
             _write_shards(staging, shards, recipe, advance)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for file in _tokenizer_files(recipe.tokenizer):
@@ -255,19 +253,3 @@ def _lock(folder: Path) -> Iterator[None]:
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _progress(title: str, total: int, shown: bool) -> Iterator[Advance]:
-    """A progress bar on standard error, in bytes."""
-    if not shown:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -17,6 +17,7 @@ import sglang_moe_opt.doctor as doctor
 from sglang_moe_opt import __version__
 from sglang_moe_opt.cli.main import run
 from sglang_moe_opt.doctor import Check, State, cpu_flags, diagnose, gpu_description, memory_gb, target_exists
+from sglang_moe_opt.plan import PrunePlan
 
 
 class Row(BaseModel):
@@ -195,3 +196,15 @@ def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("moe-opt: error: No such command 'no-such-command'")
     assert run(["patch"]) == 2
     assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_plan_of_the_environment_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.check_prune_plan()) == []
+    file = tmp_path / "plan.json"
+    PrunePlan(model="0" * 32, name="mini", num_experts=8, layers={1: (0, 3), 2: (1, 2, 5)}).save(file)
+    monkeypatch.setenv("SGLANG_MOE_OPT_PRUNE_PLAN", str(file))
+    (row,) = doctor.check_prune_plan()
+    assert (row.state, row.detail) == ("ok", "plan.json (mini): 5 of 16 experts in 2 layers")
+    monkeypatch.setenv("SGLANG_MOE_OPT_PRUNE_PLAN", str(tmp_path / "absent.json"))
+    (row,) = doctor.check_prune_plan()
+    assert row.state == "fail" and str(tmp_path / "absent.json") in row.detail

@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 from eval.compare import Comparison, Measured, Row
-from eval.results import write_atomically
+from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.csv"
 COLUMNS = (

@@ -12,9 +12,9 @@ from eval.outputs.html_tables import schedules_table, tasks_table
 from eval.outputs.notes import MEASURES, headlines, notes
 from eval.outputs.points import AXIS, FEW, points
 from eval.outputs.svg import legend_marker, plot
-from eval.results import write_atomically
 from eval.scores import Run
 from eval.statistics import Interval
+from sglang_moe_opt.files import write_atomically
 from sglang_moe_opt.report import page as pages
 from sglang_moe_opt.report.axes import NARROW, WIDE
 

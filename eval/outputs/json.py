@@ -26,9 +26,9 @@ from typing import Any
 
 from eval.compare import Change, Comparison, Measured, Row
 from eval.outputs.notes import MARGIN, notes
-from eval.results import write_atomically
 from eval.scores import Run
 from eval.statistics import Interval
+from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.json"
 FORMAT = "moe-opt-eval-summary"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eval.compare import Comparison, Measured, Row
 from eval.outputs.notes import headlines, notes
-from eval.results import write_atomically
+from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.md"
 

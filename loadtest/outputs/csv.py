@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
-from eval.results import write_atomically
 from loadtest.analysis import Analysis, Cell
 from loadtest.load import Load
 from loadtest.metrics import BY_TAG
 from loadtest.outputs.json import rounded
 from loadtest.outputs.words import interval_kind
+from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.csv"
 COLUMNS = ("arm", "load", "load_kind", "load_value", "metric", "value", "low", "high", "ends", "unit", "rounds")

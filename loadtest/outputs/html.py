@@ -7,7 +7,6 @@ import shlex
 from html import escape
 from pathlib import Path
 
-from eval.results import write_atomically
 from loadtest.analysis import Analysis, Run
 from loadtest.folder import ArmEntry
 from loadtest.outputs import looks
@@ -16,6 +15,7 @@ from loadtest.outputs.notes import headlines, notes
 from loadtest.outputs.panels import GROUPS, Group, Panel, curves, kinds, labels
 from loadtest.outputs.svg import legend_marker, plot
 from loadtest.outputs.words import counted
+from sglang_moe_opt.files import write_atomically
 from sglang_moe_opt.report import page as pages
 from sglang_moe_opt.report.axes import NARROW, WIDE
 

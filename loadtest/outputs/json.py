@@ -18,12 +18,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.results import write_atomically
 from loadtest.analysis import Analysis, Cell, Run, Spread
 from loadtest.folder import KIND
 from loadtest.metrics import ALL, BY_TAG
 from loadtest.outputs.notes import headlines, notes
 from loadtest.outputs.words import interval_kind
+from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.json"
 VERSION = 1

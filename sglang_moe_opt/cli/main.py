@@ -11,7 +11,18 @@ import typer
 
 from sglang_moe_opt import __version__
 
-COMMAND_MODULES = ("serve", "doctor", "patch", "schedule", "shape_model", "eval", "loadtest", "report")
+COMMAND_MODULES = (
+    "serve",
+    "doctor",
+    "patch",
+    "schedule",
+    "calibrate",
+    "prune",
+    "shape_model",
+    "eval",
+    "loadtest",
+    "report",
+)
 
 
 def build_app() -> typer.Typer:

@@ -11,11 +11,13 @@ import typer
 
 from sglang_moe_opt.launch import plan_launch
 from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.plan import PrunePlan
 from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.shapes import is_shape
 
 CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
 DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
+PRUNE_ENV = "SGLANG_MOE_OPT_PRUNE_PLAN"
 REFERENCE_MODELS = ("mini-v2", "mini-v3")
 """Small trained checkpoints that come with the project; the first is served where nothing else is asked for."""
 
@@ -36,6 +38,10 @@ def serve(
     default_profile: Annotated[
         str | None, typer.Option("--default", help="Profile of requests without a hint; overrides the policy's.")
     ] = None,
+    prune_plan: Annotated[
+        Path | None,
+        typer.Option("--prune-plan", "--moe-prune-plan", help="Plan of the experts to serve; overrides the policy's."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the command instead of running it.")] = False,
 ) -> None:
     """Start an SGLang server with expert skipping chosen per request.
@@ -48,6 +54,10 @@ def serve(
     if config != "builtin":
         config = str(Path(config).resolve())
     extra = list(context.args)
+    if (plan_file := find_plan(path, config, prune_plan)) is not None:
+        check_plan(path, plan_file)
+    if prune_plan is not None:
+        extra += ["--moe-prune-plan", str(prune_plan.resolve())]
     if default_profile is not None:
         extra += ["--moe-skip-default", default_profile]
     plan = plan_launch(path, on_cpu=not has_accelerator(), extra=extra, policy=config)
@@ -97,6 +107,25 @@ def check_policy(model: str, config: str, default_profile: str | None) -> None:
         policy = policy.with_default(default_profile)
     if (Path(model) / "config.json").exists():
         policy.check(MoEShape.from_path(model))
+
+
+def find_plan(model: str, config: str, prune_plan: Path | None) -> Path | None:
+    """The plan that a server would load: the option's, the environment's, the policy's, or the model's own."""
+    from sglang_moe_opt.engine.pruning import stored_plan
+    from sglang_moe_opt.engine.settings import Settings
+
+    named = str(prune_plan) if prune_plan is not None else os.environ.get(PRUNE_ENV) or None
+    return Settings(config, None, named).plan_file() or stored_plan(Path(model))
+
+
+def check_plan(model: str, plan_file: Path) -> None:
+    """Check a plan by itself and, where the model is a local folder, against its checkpoint. Raises ValueError."""
+    from sglang_moe_opt.engine.pruning import Pruning
+    from sglang_moe_opt.engine.pruning.check import check_plan
+
+    pruning = Pruning(PrunePlan.load(plan_file, verify=False), plan_file)
+    if (Path(model) / "config.json").exists():
+        check_plan(pruning, MoEShape.from_path(model), model)
 
 
 def has_accelerator() -> bool:

@@ -7,10 +7,13 @@ import os
 import sys
 from typing import Any
 
-from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, Settings
-from sglang_moe_opt.policy import PolicyError
+from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
+from sglang_moe_opt.engine.pruning.check import check_server
+from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, PRUNE_ENV, Settings
+from sglang_moe_opt.engine.unsupported import OTHER_BACKENDS, Refusal, UnsupportedError, refuse
 
-_FLAGS = {"moe_opt_config": CONFIG_ENV, "moe_skip_default": DEFAULT_ENV}
+_FLAGS = {"moe_opt_config": CONFIG_ENV, "moe_skip_default": DEFAULT_ENV, "moe_prune_plan": PRUNE_ENV}
+_PATHS = ("moe_opt_config", "moe_prune_plan")
 
 
 def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,11 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help=f"Profile of requests without a hint; overrides the policy's default (env {DEFAULT_ENV}).",
     )
+    group.add_argument(
+        "--moe-prune-plan",
+        metavar="FILE",
+        help=f"Plan of the experts to serve; the others are not loaded. Overrides the policy's (env {PRUNE_ENV}).",
+    )
 
 
 def from_cli_args(cls: type, args: argparse.Namespace) -> None:
@@ -33,24 +41,24 @@ def from_cli_args(cls: type, args: argparse.Namespace) -> None:
     for name, variable in _FLAGS.items():
         value = getattr(args, name, None)
         if value:
-            os.environ[variable] = os.path.abspath(value) if name == "moe_opt_config" and value != BUILTIN else value
+            os.environ[variable] = os.path.abspath(value) if name in _PATHS and value != BUILTIN else value
 
 
 def prepare_server_args(server_args: Any, argv: list[str]) -> None:
-    """AFTER ``prepare_server_args``: end with one line where the policy or the combination of flags cannot work."""
+    """AFTER ``prepare_server_args``: end with one line where policy, plan or the combination of flags cannot work."""
     settings = Settings.from_env()
-    if not settings.enabled:
-        return
     try:
-        settings.load_policy()
-        refuse_unsupported(server_args)
-    except (PolicyError, UnsupportedError) as error:
+        if settings.enabled:
+            settings.load_policy()
+            refuse_unsupported(server_args)
+        adopt_stored_plan(server_args.model_path)
+        if (pruning := get_pruning()) is not None:
+            from sglang.srt.arg_groups.overrides import model_config_of
+
+            check_server(pruning, server_args, model_config_of(server_args))
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-class UnsupportedError(ValueError):
-    """A server flag with which expert skipping would be wrong or would silently do nothing."""
 
 
 def refuse_unsupported(server_args: Any) -> None:
@@ -59,24 +67,13 @@ def refuse_unsupported(server_args: Any) -> None:
     Raises:
         UnsupportedError: naming the flag, its value and what to set instead.
     """
-    for name, bad, instead in _REFUSED:
-        value = getattr(server_args, name, None)
-        if bad(value):
-            flag = "--" + name.replace("_", "-")
-            raise UnsupportedError(f"expert skipping does not work with {flag} {value}: {instead}")
+    refuse(server_args, "expert skipping", _REFUSED)
     if os.environ.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true"):
         raise UnsupportedError("expert skipping does not work with SGLANG_RUST_SERVER=1: unset it (hints need Python)")
 
 
-RUNNER_BACKENDS = ("auto", "triton", "deep_gemm")
-"""Expert backends that honour the id -1 of a dropped slot. Others route in their own kernel, or read it as an index."""
-
-_REFUSED = (
-    (
-        "moe_runner_backend",
-        lambda v: v is not None and str(v) not in RUNNER_BACKENDS,
-        "it routes in its own kernel or does not skip dropped experts; set --moe-runner-backend triton",
-    ),
+_REFUSED: tuple[Refusal, ...] = (
+    OTHER_BACKENDS,
     (
         "tokenizer_worker_num",
         lambda v: (v or 1) > 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +81,9 @@ HOOKS = (
     ),
     Hook(
         "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        "AFTER",
-        "setup:after_load_model",
-        "allocate the schedule table",
+        "AROUND",
+        "setup:load_model",
+        "refuse a plan that does not fit, allocate the schedule table",
     ),
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -121,6 +122,42 @@ HOOKS = (
         "refuse experts that route in their own kernel",
     ),
     Hook(
+        "sglang.srt.models.deepseek_v2.DeepseekV2MoE.__init__",
+        "AROUND",
+        "pruning.model:moe_init",
+        "allocate kept experts only",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_v2.MoEGate.__init__",
+        "AROUND",
+        "pruning.model:gate_init",
+        "keep a masked gate whole",
+    ),
+    Hook(
+        "sglang.srt.model_loader.weight_utils.safetensors_weights_iterator",
+        "AROUND",
+        "pruning.load:safetensors_weights",
+        "read kept experts only",
+    ),
+    Hook(
+        "sglang.srt.model_loader.weight_utils.buffered_multi_thread_safetensors_weights_iterator",
+        "AROUND",
+        "pruning.load:safetensors_weights",
+        "the same for the other reader",
+    ),
+    Hook(
+        "sglang.srt.models.deepseek_common.deepseek_weight_loader.DeepseekV2WeightLoaderMixin.do_load_weights",
+        "BEFORE",
+        "pruning.load:do_load_weights",
+        "renumber experts, cut gates, replace tensors",
+    ),
+    Hook(
+        "sglang.srt.layers.moe.topk.capture_routed_experts_if_allowed",
+        "BEFORE",
+        "pruning.ids:capture_routed_experts",
+        "return_routed_experts in the whole model's ids",
+    ),
+    Hook(
         "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
         "AROUND",
         "cpu.experts:moe_forward_native",
@@ -131,23 +168,23 @@ HOOKS = (
 TARGETS = {hook.target: hook.reason for hook in HOOKS}
 
 
-def register_hooks() -> None:
+def register_hooks(hooks: Sequence[Hook] = HOOKS) -> None:
     """Register every hook with SGLang's plugin framework."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for hook in HOOKS:
+    for hook in hooks:
         module, name = hook.function.split(":")
         function = getattr(importlib.import_module(f"{_ENGINE}.{module}"), name)
         HookRegistry.register(hook.target, function, HookType[hook.kind])
 
 
-def verify_applied() -> None:
+def verify_applied(hooks: Sequence[Hook] = HOOKS) -> None:
     """Check that each hook is in place: the framework only logs a hook that fails, where nobody sees it.
 
     Raises:
         RuntimeError: naming the targets that were not hooked.
     """
-    missing = [target for target in TARGETS if not hasattr(_resolve(target), "__wrapped__")]
+    missing = [hook.target for hook in hooks if not hasattr(_resolve(hook.target), "__wrapped__")]
     if missing:
         raise RuntimeError(
             "sglang-moe-opt could not hook " + ", ".join(missing) + "; run `moe-opt doctor` for the installed version"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from sglang_moe_opt.engine.pruning import get_pruning
 from sglang_moe_opt.engine.settings import Settings
-from sglang_moe_opt.engine.state import get_state
+from sglang_moe_opt.engine.state import EngineState, get_state
 from sglang_moe_opt.hints import ResolvedHint
 from sglang_moe_opt.layer_table import FULL, LayerTable
 from sglang_moe_opt.model_shape import MoEShape
@@ -14,6 +15,7 @@ from sglang_moe_opt.model_shape import MoEShape
 WIRE_KEY = "__moe_skip_resolved"
 """Key of ``custom_params`` under which the HTTP process sends the resolved schedule to the scheduler."""
 _NAMESPACE = "moe-skip:"
+_PLAN_NAMESPACE = "moe-prune:"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -27,9 +29,15 @@ def request_init(result: None, req: Any, *args: Any, **kwargs: Any) -> None:
     Hints were validated where HTTP can answer 400. Here an exception would end the server, so that a request whose
     schedule cannot be read is aborted with the reason.
     """
-    state = get_state()
-    if state is None:
-        return
+    if (state := get_state()) is not None:
+        _apply_schedule(state, req)
+    if (pruning := get_pruning()) is not None:
+        # This process knows one plan only, but caches beyond it (HiCache storage, LMCache) may be shared with servers
+        # of the whole model or of another plan.
+        req.extra_key = f"{_PLAN_NAMESPACE}{pruning.plan.digest}|{req.extra_key or ''}"
+
+
+def _apply_schedule(state: EngineState, req: Any) -> None:
     req.moe_opt_hint = state.default
     params = req.sampling_params.custom_params
     text = params.get(WIRE_KEY) if isinstance(params, dict) else None

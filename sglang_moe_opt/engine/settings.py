@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from sglang_moe_opt.policy import Policy, PolicyError
 
 CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
 DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
+PRUNE_ENV = "SGLANG_MOE_OPT_PRUNE_PLAN"
 ISOLATION_ENV = "SGLANG_MOE_OPT_CACHE_ISOLATION"
 BUILTIN = "builtin"
 
@@ -20,11 +22,13 @@ class Settings:
     Attributes:
         config: path of the policy file, or ``"builtin"`` for the packaged one; ``None`` leaves SGLang as it is.
         default_profile: overrides the policy's ``default``.
+        prune_plan: path of the plan of the experts that are served; overrides the policy's ``prune_plan``.
         cache_isolation: one radix-cache namespace per schedule. Off only to show in a test what would go wrong.
     """
 
     config: str | None
     default_profile: str | None
+    prune_plan: str | None = None
     cache_isolation: bool = True
 
     @classmethod
@@ -32,11 +36,13 @@ class Settings:
         return cls(
             config=os.environ.get(CONFIG_ENV) or None,
             default_profile=os.environ.get(DEFAULT_ENV) or None,
+            prune_plan=os.environ.get(PRUNE_ENV) or None,
             cache_isolation=os.environ.get(ISOLATION_ENV, "1") != "0",
         )
 
     @property
     def enabled(self) -> bool:
+        """Whether skipping is configured; a plan alone prunes the model and leaves requests as they are."""
         return self.config is not None or self.default_profile is not None
 
     def load_policy(self) -> Policy:
@@ -46,7 +52,19 @@ class Settings:
             PolicyError: the file is missing or malformed, or ``default_profile`` names no profile.
         """
         policy = Policy.builtin() if self.config in (None, BUILTIN) else Policy.load(self.config)
-        for name in ("prune_plan", "consolidation"):
-            if (value := getattr(policy, name)) is not None:
-                raise PolicyError(name, value, "null: this version does not have it yet")
+        if policy.consolidation is not None:
+            raise PolicyError("consolidation", policy.consolidation, "null: this version does not have it yet")
         return policy if self.default_profile is None else policy.with_default(self.default_profile)
+
+    def plan_file(self) -> Path | None:
+        """The plan to serve under; None without one. A relative path in a policy starts from the policy's folder.
+
+        Raises:
+            PolicyError: as :meth:`load_policy`.
+        """
+        if self.prune_plan is not None:
+            return Path(self.prune_plan)
+        if self.config in (None, BUILTIN):
+            return None
+        written = self.load_policy().prune_plan
+        return None if written is None else Path(self.config).absolute().parent / written

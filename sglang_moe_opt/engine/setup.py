@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from sglang_moe_opt.engine.flags import refuse_unsupported
 from sglang_moe_opt.engine.metrics import StepMetrics, metrics_enabled
+from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
+from sglang_moe_opt.engine.pruning.check import check_once
 from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.engine.state import EngineState, set_state
 from sglang_moe_opt.hints import resolve
@@ -25,14 +28,29 @@ def model_shape(model_config: Any) -> MoEShape:
     return MoEShape.from_config(config.to_dict())
 
 
-def after_load_model(result: None, runner: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``ModelRunner.load_model``: allocate the table where skipping is configured."""
-    settings = Settings.from_env()
-    if not settings.enabled or runner.is_draft_worker:
+def load_model(original: Callable[..., None], runner: Any, *args: Any, **kwargs: Any) -> None:
+    """AROUND ``ModelRunner.load_model``: check the plan first, and allocate the table where skipping is configured.
+
+    Raises:
+        ValueError, RuntimeError: the plan does not fit, or a hook is missing.
+    """
+    adopt_stored_plan(runner.model_config.model_path)
+    settings, pruning = Settings.from_env(), get_pruning()
+    if pruning is not None:
+        check_once(pruning, runner.server_args, runner.model_config)
+    original(runner, *args, **kwargs)
+    if runner.is_draft_worker or not (settings.enabled or pruning):
         return
     from sglang_moe_opt.engine.hooks import verify_applied
 
     verify_applied()
+    if pruning is not None:
+        logger.info("sglang-moe-opt: served under the plan %s", pruning.describe())
+    if settings.enabled:
+        _start_skipping(settings, runner)
+
+
+def _start_skipping(settings: Settings, runner: Any) -> None:
     refuse_unsupported(runner.server_args)
     shape = model_shape(runner.model_config)
     policy = settings.load_policy()

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sglang_moe_opt.engine.flags import RUNNER_BACKENDS
+from sglang_moe_opt.engine.pruning.ids import to_originals, to_slots
 from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.engine.state import EngineState, get_state
+from sglang_moe_opt.engine.unsupported import check_standard_output
 from sglang_moe_opt.routing import Choice, apply_skip, compact
 
 TopKTriple = tuple[Tensor, Tensor, Tensor | None]
@@ -58,27 +59,33 @@ def post_process_topk_ids(
     """AROUND ``sglang.srt.layers.moe.topk._post_process_topk_ids``: every router of the engine ends there.
 
     Dropping comes last, on the ids that the original returns: an expert-location table indexed by -1 would name a
-    real expert. Slots are ranked by the logical ids that went in.
+    real expert. Slots are ranked by the logical ids that went in. In a pruned layer what the experts get are their
+    slots in memory, and what is recorded are the whole model's ids.
     """
     logical_ids = topk_ids
     ids, weights, recorded = original(topk_ids, topk_weights, topk_config, router_logits, layer_id, *args, **kwargs)
     state = get_state()
-    if state is None or (layer := state.layer_index.get(layer_id)) is None:
-        return ids, weights, recorded
-    if state.step.active:
-        weights = weights.float()
-    remapped = kwargs.get("expert_location_dispatch_info") is not None
-    drop_slots(state, layer, weights, ids, topk_config, router_logits, logical_ids if remapped else None)
-    if not state.step.active:
-        return ids, weights, recorded
-    num_shared = topk_config.num_shared_topk_slots
-    if state.step.width is not None:
-        # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
-        width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
-        weights, ids = compact(weights, ids, width, num_shared)
+    if state is not None and (layer := state.layer_index.get(layer_id)) is not None:
+        remapped = kwargs.get("expert_location_dispatch_info") is not None
+        if state.step.active:
+            weights = weights.float()
+        drop_slots(state, layer, weights, ids, topk_config, router_logits, logical_ids if remapped else None)
+        if state.step.active:
+            weights, ids = _cut(state, layer, weights, ids, topk_config.num_shared_topk_slots)
+            if recorded is not None:
+                recorded = ids[:, : ids.shape[1] - topk_config.num_shared_topk_slots]
     if recorded is not None:
-        recorded = ids[:, : ids.shape[1] - num_shared]
-    return ids, weights, recorded
+        recorded = to_originals(topk_config, recorded)
+    return to_slots(topk_config, ids), weights, recorded
+
+
+def _cut(state: EngineState, layer: int, weights: Tensor, ids: Tensor, num_shared: int) -> tuple[Tensor, Tensor]:
+    """Weights and ids without the columns that no token of the step keeps."""
+    if state.step.width is None:
+        return weights, ids
+    # One column stays where nothing is kept: the expert loop cannot reshape an empty top-k.
+    width = max(1, min(int(state.step.width[layer]), ids.shape[1] - num_shared))
+    return compact(weights, ids, width, num_shared)
 
 
 def drop_slots(
@@ -135,15 +142,5 @@ def _count_experts(state: EngineState, layer: int, routed_ids: Tensor) -> None:
 
 def bind_runner_backend(result: None, topk: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``TopK.bind_runner_backend``: refuse experts whose kernel does the routing itself."""
-    from sglang.srt.layers.moe.topk import TopKOutputFormat
-
-    if not Settings.from_env().enabled:
-        return
-    config = topk.topk_config
-    backend = getattr(config.runner_backend, "value", config.runner_backend)
-    routes_itself = config.output_format not in (None, TopKOutputFormat.STANDARD)
-    if routes_itself or (backend is not None and backend not in RUNNER_BACKENDS):
-        raise RuntimeError(
-            f"sglang-moe-opt: MoE runner backend {backend} routes in its own kernel or does not skip dropped experts; "
-            "start the server with --moe-runner-backend triton"
-        )
+    if Settings.from_env().enabled:
+        check_standard_output(topk.topk_config)

@@ -13,6 +13,7 @@ import pytest
 from sglang_moe_opt.cli import serve
 from sglang_moe_opt.cli.main import run
 from sglang_moe_opt.shapes import ShapeSpec
+from tests.engine.pruning.small_checkpoint import write_checkpoint, write_plan
 
 
 class Started(BaseException):
@@ -22,7 +23,7 @@ class Started(BaseException):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU machine without our variables, where nothing is started."""
-    for name in (serve.CONFIG_ENV, serve.DEFAULT_ENV):
+    for name in (serve.CONFIG_ENV, serve.DEFAULT_ENV, serve.PRUNE_ENV):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(serve, "has_accelerator", lambda: True)
 
@@ -124,3 +125,21 @@ def test_bad_input_is_one_line_and_exit_2(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"moe-opt: error: {message}") and err.count("\n") == 1
+
+
+def test_a_plan_is_checked_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_checkpoint(tmp_path / "small")
+    file = write_plan(tmp_path / "plan.json", {1: (0, 1, 2, 3, 4, 5, 6, 7), 2: (0, 1, 2, 3, 4, 5, 6, 7)}, model).file
+    monkeypatch.chdir(tmp_path)
+    for option in ("--prune-plan", "--moe-prune-plan"):
+        command = dry_run(capsys, "--model", str(model), option, "plan.json")
+        assert command[command.index("--moe-prune-plan") + 1] == str(file)
+    (tmp_path / "policy.yaml").write_text("prune_plan: plan.json")
+    assert "--moe-prune-plan" not in dry_run(capsys, "--model", str(model), "--config", "policy.yaml")
+    (model / "model-1.safetensors").unlink()
+    for options in (["--prune-plan", "plan.json"], ["--config", "policy.yaml"]):
+        assert run(["serve", "--dry-run", "--model", str(model), *options]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("moe-opt: error: ") and "fingerprint" in err and err.count("\n") == 1

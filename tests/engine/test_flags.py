@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sglang_moe_opt.engine import flags
-from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, Settings
+from sglang_moe_opt.engine import flags, unsupported
+from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, PRUNE_ENV, Settings
 
 server_args = pytest.importorskip("sglang.srt.server_args")
 
@@ -52,8 +52,9 @@ def test_our_flags_stand_beside_sglangs() -> None:
 
 def test_a_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags.from_cli_args(object, argparse.Namespace(moe_opt_config="policy.yaml"))
+    flags.from_cli_args(object, argparse.Namespace(moe_opt_config="policy.yaml", moe_prune_plan="plan.json"))
     assert os.environ[CONFIG_ENV] == str(tmp_path / "policy.yaml")
+    assert os.environ[PRUNE_ENV] == str(tmp_path / "plan.json")
 
 
 def test_the_environment_stays_where_a_flag_is_not_given(enabled: None) -> None:
@@ -121,7 +122,7 @@ def test_every_backend_but_the_checked_ones_is_refused() -> None:
     parser = argparse.ArgumentParser()
     server_args.ServerArgs.add_cli_args(parser)
     choices = next(a.choices for a in parser._actions if "--moe-runner-backend" in a.option_strings)
-    assert choices is not None and set(flags.RUNNER_BACKENDS) < set(choices)
+    assert choices is not None and set(unsupported.RUNNER_BACKENDS) < set(choices)
 
 
 def test_the_rust_server_is_refused(

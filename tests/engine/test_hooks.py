@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sglang_moe_opt.engine import hooks, plugin
+from sglang_moe_opt.engine.calibration.hooks import HOOKS as CALIBRATION_HOOKS
 from sglang_moe_opt.engine.hooks import HOOKS, Hook
 
 registry = pytest.importorskip("sglang.srt.plugins.hook_registry")
@@ -40,7 +41,7 @@ def calls(function: Callable[..., Any]) -> Iterator[tuple[list[str], dict[str, s
     yield receiver, {p.name: p.name for p in ordered[len(receiver) :]} | named
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.removeprefix("sglang.srt."))
+@pytest.mark.parametrize("hook", (*HOOKS, *CALIBRATION_HOOKS), ids=lambda hook: hook.target.removeprefix("sglang.srt."))
 def test_a_hook_fits_what_it_hooks(hook: Hook) -> None:
     assert not isinstance(hooks._resolve(hook.target), type)
     signature = inspect.signature(hook_function(hook))
@@ -132,3 +133,10 @@ def test_the_plugin_registers_its_hooks(framework: Any, monkeypatch: pytest.Monk
     plugin.register()
     assert set(framework._hooks) == set(hooks.TARGETS)
     assert cpu_hooks == ["registered"] * on_cpu
+
+
+def test_only_a_calibrating_server_records(framework: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang_moe_opt.engine.cpu.is_plain_cpu", lambda: False)
+    monkeypatch.setenv("SGLANG_MOE_OPT_CALIBRATE", "folder")
+    plugin.register()
+    assert set(framework._hooks) == {hook.target for hook in (*HOOKS, *CALIBRATION_HOOKS)}

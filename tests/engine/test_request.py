@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_moe_opt.engine.request import WIRE_KEY, checkpoint_prompt_only, namespaced, request_init
-from sglang_moe_opt.engine.settings import ISOLATION_ENV
+from sglang_moe_opt.engine.settings import ISOLATION_ENV, PRUNE_ENV
 from sglang_moe_opt.engine.state import set_state
+from tests.engine.pruning.small_checkpoint import write_plan
 from tests.engine.stand_ins import hint, make_state
 
 FULL = hint("full").prefill
@@ -145,3 +147,22 @@ def test_the_tree_is_never_asked_to_go_back_behind_what_it_already_holds() -> No
 
 def test_a_request_from_before_the_plugin_is_cached_as_ever() -> None:
     assert checkpoint_prompt_only("tree", "req", up_to=5) == (("tree", "req"), {"up_to": 5})
+
+
+# --- plans ---
+
+
+def test_every_request_of_a_pruned_model_carries_the_plans_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_plan(tmp_path / "plan.json", {1: (0, 3), 2: (1, 2)}).plan.digest
+    monkeypatch.setenv(PRUNE_ENV, str(tmp_path / "plan.json"))
+    req = new_req(extra_key="tenant")
+    request_init(None, req)
+    assert req.extra_key == f"moe-prune:{digest}|tenant"
+    assert not hasattr(req, "moe_opt_hint")  # skipping is not configured
+    set_state(make_state(default="fast"))
+    req = new_req(extra_key=LORA_ID)
+    request_init(None, req)
+    schedule = namespaced(LORA_ID, hint("fast").prefill)
+    assert req.extra_key == f"moe-prune:{digest}|{schedule}"

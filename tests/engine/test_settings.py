@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, Settings
+from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV, Settings
 from sglang_moe_opt.policy import Policy, PolicyError
 
 
@@ -42,3 +42,28 @@ def test_isolation_is_on_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPat
     for value, isolated in (("1", True), ("", True), ("0", False)):
         monkeypatch.setenv(ISOLATION_ENV, value)
         assert Settings.from_env().cache_isolation is isolated
+
+
+def test_a_plan_alone_does_not_switch_skipping_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRUNE_ENV, "/plans/half.json")
+    settings = Settings.from_env()
+    assert not settings.enabled
+    assert settings.plan_file() == Path("/plans/half.json")
+
+
+def test_a_policys_plan_lies_relative_to_it_and_the_flag_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "policy.yaml").write_text("prune_plan: plans/half.json")
+    written = tmp_path / "plans/half.json"
+    assert Settings(str(tmp_path / "policy.yaml"), None).plan_file() == written
+    monkeypatch.chdir(tmp_path)
+    assert Settings("policy.yaml", None).plan_file() == written
+    assert Settings("policy.yaml", None, "/other.json").plan_file() == Path("/other.json")
+    (tmp_path / "policy.yaml").write_text("profiles: {}")
+    for config in ("policy.yaml", "builtin", None):
+        assert Settings(config, None).plan_file() is None
+
+
+def test_consolidation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("consolidation: {k0: 2, max_batch: 8}")
+    with pytest.raises(PolicyError, match="consolidation: got"):
+        Settings(str(tmp_path / "policy.yaml"), None).load_policy()

@@ -1,4 +1,4 @@
-"""The models that the servers under test serve: two small random DeepSeek checkpoints and the trained mini model."""
+"""The models that the servers under test serve: small random DeepSeek checkpoints and the trained mini models."""
 
 from __future__ import annotations
 
@@ -39,12 +39,17 @@ _YARN = {
 _CONFIGS: dict[str, dict[str, Any]] = {
     "random-v2": {"num_hidden_layers": 6},
     "random-v3": {"num_hidden_layers": 6, "rope_scaling": _YARN},
+    "random-v2-groups": {
+        **{"num_hidden_layers": 6, "n_group": 8, "topk_group": 3},
+        **{"topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0},
+    },
 }
-_SHAPES = {"random-v2": "tiny-v2", "random-v3": "tiny-v3"}
+_SHAPES = {"random-v2": "tiny-v2", "random-v3": "tiny-v3", "random-v2-groups": "tiny-v2"}
 # Weights of std 0.02 hardly let the experts speak: the full model and its top-1 would say the same.
 _STD = {
     "random-v2": {"": 0.05, "mlp.gate.weight": 0.3, ".experts.": 0.2},
     "random-v3": {"": 0.05, "mlp.gate.weight": 0.1, ".experts.": 0.08},
+    "random-v2-groups": {"": 0.05, "mlp.gate.weight": 0.3, ".experts.": 0.15},
 }
 
 

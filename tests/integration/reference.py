@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from checkpoints import MINI_V2, ROOT, SPECIAL_IDS, TRAINED
 from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 LOGPROB_TOLERANCE = 5e-4
 """fp32 on both sides; the random models' large weights magnify its rounding (1.5e-4 was seen)."""
@@ -23,7 +25,7 @@ Na = int | Sequence[int]
 
 
 class Reference:
-    """A transformers model whose number of experts per token can be set layer by layer."""
+    """A transformers model whose experts, and their number per token, can be set layer by layer."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
@@ -60,6 +62,27 @@ class Reference:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def pruned(self, kept: Mapping[int, Sequence[int]]) -> Iterator[None]:
+        """The model with the router logits of other experts at -inf, by layer id.
+
+        A sigmoid router's choice score is then the bias alone: there the bias becomes -inf as well.
+        """
+        masks, biases = {}, []
+        for layer_id, experts in kept.items():
+            gate = self.model.model.layers[layer_id].mlp.gate
+            removed = torch.tensor(sorted(set(range(gate.num_experts)) - set(experts)), dtype=torch.long)
+            masks[gate.weight.data_ptr()] = removed
+            if (bias := getattr(gate, "e_score_correction_bias", None)) is not None:
+                biases.append((bias, bias.clone()))
+                bias[removed] = float("-inf")
+        try:
+            with _MaskedLogits(masks):
+                yield
+        finally:
+            for bias, before in biases:
+                bias.copy_(before)
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:
@@ -102,6 +125,20 @@ class Reference:
         )
         tokens: list[int] = out[0, len(ids) :].tolist()
         return tokens
+
+
+class _MaskedLogits(TorchFunctionMode):
+    """Puts results of ``F.linear`` at -inf, by the address of the weight that they come from."""
+
+    def __init__(self, masks: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._masks = masks
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is linear and (removed := self._masks.get(args[1].data_ptr())) is not None:
+            return result.index_fill(-1, removed, float("-inf"))
+        return result
 
 
 def check_best(logits: Tensor, tokens: list[int]) -> int:

@@ -20,10 +20,13 @@ from typing import Any
 import httpx
 import pytest
 from checkpoints import checkpoint, has_text
+from plans import write_plan
 
 from sglang_moe_opt.launch import plan_launch
 from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.plan import PrunePlan
 from sglang_moe_opt.policy import Policy
+from sglang_moe_opt.pruning.export import Export
 
 MAX_ALIVE = 2
 FIRST_PORT, LAST_PORT = 31000, 32768
@@ -52,7 +55,9 @@ class Kind:
 
     Attributes:
         model: name of a checkpoint.
-        policy: with the policy of the tests; otherwise the plugin is loaded and nothing is configured.
+        policy: with the policy of the tests; otherwise the plugin is loaded and skipping is not configured.
+        plan: name of the plan that it is served under.
+        exported: the checkpoint is written under the plan first, and that is served.
         args: further arguments of ``sglang serve``.
         env: environment variables on top of ours, as pairs.
     """
@@ -60,6 +65,8 @@ class Kind:
     model: str = "random-v2"
     dtype: str = "float32"
     policy: bool = True
+    plan: str | None = None
+    exported: bool = False
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
 
@@ -100,6 +107,10 @@ class Server:
     @property
     def policy(self) -> Policy:
         return Policy.load(self.log.with_suffix(".yaml"))
+
+    @property
+    def plan(self) -> PrunePlan:
+        return PrunePlan.load(plan_file(self.log))
 
     def flush_cache(self) -> None:
         """Empty the prefix cache; waits for the requests that still run."""
@@ -231,13 +242,22 @@ class Servers:
         policy.write_text(POLICY)
         # The gauge of running requests moves only when a decode step is logged.
         extra = ["--port", str(port), "--dtype", kind.dtype, "--decode-log-interval", "1", *kind.args]
+        served = model
+        if kind.plan is not None:
+            plan_path = write_plan(kind.plan, model, plan_file(log))
+            if kind.exported:
+                served = log.with_suffix(".exported")
+                Export.prepare(model, plan_path, served).write()
+            else:
+                extra += ["--moe-prune-plan", str(plan_path)]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
         # Small models gain nothing from a second thread, and lose most of their speed where another process needs it.
         env.setdefault("OMP_NUM_THREADS", "1")
         if kind.policy:
-            command = ["-m", "sglang_moe_opt.cli.main", "serve", "--model", str(model), "--config", str(policy), *extra]
+            ours = ["--model", str(served), "--config", str(policy)]
+            command = ["-m", "sglang_moe_opt.cli.main", "serve", *ours, *extra]
         else:
-            plan = plan_launch(str(model), on_cpu=True, extra=extra, policy=None)
+            plan = plan_launch(str(served), on_cpu=True, extra=extra, policy=None)
             command = ["-m", "sglang_moe_opt.cli.sglang_serve", *plan.argv]
             env = {**plan.env, **env}
         with log.open("wb") as output:
@@ -253,6 +273,11 @@ class Servers:
         # Connections for a whole batch at a time, kept open; a prompt may take long on a busy machine.
         client = httpx.Client(base_url=url, timeout=300, limits=httpx.Limits(max_connections=200), trust_env=False)
         return Server(kind, model, url, process, log, client)
+
+
+def plan_file(log: Path) -> Path:
+    """Where the plan of the server with this log lies."""
+    return log.with_suffix(".plan.json")
 
 
 def start_servers(folder: Path) -> Iterator[Servers]:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_moe_opt.engine import calibration
 from sglang_moe_opt.engine.cpu import attention, experts, native, router
 from sglang_moe_opt.engine.cpu.native import decoder
+from sglang_moe_opt.engine.pruning.ids import slots_of
 from sglang_moe_opt.engine.state import get_state
 from sglang_moe_opt.engine.topk import drop_slots, narrowed_top_k
 
@@ -159,13 +161,13 @@ def _mla(layer: Any) -> decoder.Mla:
 
 def _moe(mlp: Any) -> decoder.Moe:
     config, routed, shared = mlp.topk.topk_config, mlp.experts, mlp.shared_experts
-    n_experts, hidden, inner = routed.w2_weight.shape
-    bias = config.correction_bias
+    _, hidden, inner = routed.w2_weight.shape
+    bias, slots = config.correction_bias, slots_of(config)
     return decoder.Moe(
         hidden=hidden,
         inner=inner,
         shared=0 if shared is None else shared.down_proj.weight.shape[1],
-        experts=n_experts,
+        experts=mlp.gate.weight.shape[0],
         groups=config.num_expert_group or 1,
         kept_groups=config.topk_group or 1,
         gate=mlp.gate.weight.data_ptr(),
@@ -174,6 +176,7 @@ def _moe(mlp: Any) -> decoder.Moe:
         shared_gate_up=None if shared is None else shared.gate_up_proj.weight.data_ptr(),
         shared_down=None if shared is None else shared.down_proj.weight.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
+        slots=None if slots is None else slots.data_ptr(),
         scale=mlp.routed_scaling_factor,
         sigmoid=bias is not None,
         renormalize=config.renormalize,
@@ -198,6 +201,8 @@ def _obstacle(model: Any) -> str | None:
 
     if not native.ready():
         return "missing kernels"
+    if calibration.is_on():
+        return "calibration"
     args = get_server_args()
     for name in _ONE_OR_OFF:
         if (value := getattr(args, name, None)) not in (None, False, 1, [], {}):
@@ -231,7 +236,7 @@ def _is_plain_layer(layer: Any) -> bool:
         and experts.is_plain(mlp.experts, mlp.experts.moe_runner_config)
         and native.supports(attn.o_proj.weight, mlp.gate.weight, mlp.experts.w13_weight)
         and mlp.gate.weight.is_contiguous()
-        and mlp.gate.weight.shape[0] == mlp.experts.w13_weight.shape[0]
+        and (slots_of(config) is not None or mlp.gate.weight.shape[0] == mlp.experts.w13_weight.shape[0])
         and not getattr(mlp, "is_hash", False)
         and (mlp.shared_experts is None or _is_plain_mlp(mlp.shared_experts))
     )

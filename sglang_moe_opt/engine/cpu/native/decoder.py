@@ -38,11 +38,13 @@ class Moe(ctypes.Structure):
     """One layer's router and experts, as :func:`native.route` and :func:`native.experts` have them.
 
     ``shared`` is the width of the shared experts together, 0 without; ``scale`` is applied to the routed sum.
+    ``slots`` int32 [experts]: where each of the router's experts lies in ``w13`` and ``w2``, -1 = nowhere, and it is
+    not chosen; null where that is its id.
     """
 
     _fields_ = [
         *_fields(_LONG, "hidden inner shared experts groups kept_groups"),
-        *_fields(_POINTER, "gate w13 w2 shared_gate_up shared_down bias"),
+        *_fields(_POINTER, "gate w13 w2 shared_gate_up shared_down bias slots"),
         *_fields(_FLOAT, "scale"),
         *_fields(_INT, "sigmoid renormalize"),
     ]

@@ -1,4 +1,6 @@
 // A decoder layer from the kernels: a step's small operations without Python in between.
+#include <cmath>
+
 #include "kernels.h"
 
 // One layer's MLA block. These plain C structs are mirrored by decoder.py.
@@ -11,11 +13,13 @@ struct MlaWeights {
   int32_t interleaved;
 };
 
-// One layer's router, routed experts and shared experts (shared 0: none).
+// One layer's router, routed experts and shared experts (shared 0: none). slots (experts): where each of the router's
+// experts lies in w13 and w2, -1 = nowhere, and it is not chosen; null where that is its id.
 struct MoeWeights {
   int64_t hidden, inner, shared, experts, groups, kept_groups;
   const void *gate, *w13, *w2, *shared_gate_up, *shared_down;
   const float* bias;
+  const int32_t* slots;
   float scale;
   int32_t sigmoid, renormalize;
 };
@@ -94,6 +98,10 @@ void mla_block(int is_bf16, const MlaWeights& w, const Batch& b, void* hidden, v
 void route(int is_bf16, const MoeWeights& w, const void* x, const Routing& r, int64_t tokens, int64_t k) {
   moe_opt_linear(is_bf16, true, x, w.hidden, 0, w.gate, nullptr, r.logits, w.experts, 0, 1, tokens, w.experts,
                  w.hidden);
+  if (w.slots)
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t e = 0; e < w.experts; ++e)
+        if (w.slots[e] < 0) r.logits[t * w.experts + e] = -INFINITY;
   moe_opt_route(r.logits, w.bias, r.weights, r.ids, tokens, w.experts, w.groups, w.kept_groups, k, w.sigmoid,
                 w.renormalize, 1.0f);
 }
@@ -102,6 +110,9 @@ void route(int is_bf16, const MoeWeights& w, const void* x, const Routing& r, in
 void moe(int is_bf16, const MoeWeights& w, void* x, const Routing& r, int64_t tokens, int64_t k) {
   Bytes shared(w.shared ? tokens * w.hidden * (is_bf16 ? 2 : 4) : 0);
   if (w.shared) mlp(is_bf16, x, w.shared_gate_up, w.shared_down, shared, tokens, w.hidden, w.shared);
+  if (w.slots)
+    for (int64_t s = 0; s < tokens * k; ++s)
+      if (r.ids[s] >= 0) r.ids[s] = w.slots[r.ids[s]];
   moe_opt_experts(is_bf16, x, w.hidden, w.w13, w.w2, false, r.ids, r.weights, w.scale,
                   w.shared ? (const void*)shared : nullptr, x, tokens, k, w.hidden, w.inner, w.experts);
 }

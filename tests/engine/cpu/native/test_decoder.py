@@ -21,7 +21,9 @@ WIDTH = RANK + ROPE
 class Weights:
     """Random weights of one layer, and the struct that points to them."""
 
-    def __init__(self, seed: int, dtype: torch.dtype, *, q_rank: int, dense: bool) -> None:
+    def __init__(
+        self, seed: int, dtype: torch.dtype, *, q_rank: int, dense: bool, kept: tuple[int, ...] = (), bias: bool = True
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, scale: float | None = None) -> Tensor:
@@ -39,8 +41,13 @@ class Weights:
         self.output = normal(HIDDEN, HEADS * VALUE)
         self.angles = torch.randn(32, ROPE, generator=generator)
         self.cache = torch.zeros(64, WIDTH, dtype=dtype)
-        self.gate, self.bias = normal(EXPERTS, HIDDEN), torch.randn(EXPERTS, generator=generator) / 10
+        self.gate, self.bias = normal(EXPERTS, HIDDEN), torch.randn(EXPERTS, generator=generator) / 10 if bias else None
         self.w13, self.w2 = normal(EXPERTS, 2 * INNER, HIDDEN), normal(EXPERTS, HIDDEN, INNER)
+        self.slots = None
+        if kept:
+            self.slots = torch.full((EXPERTS,), -1, dtype=torch.int32)
+            self.slots[list(kept)] = torch.arange(len(kept), dtype=torch.int32)
+            self.w13, self.w2 = self.w13[list(kept)], self.w2[list(kept)]
         self.gate_up, self.down = normal(2 * SHARED, HIDDEN), normal(HIDDEN, SHARED)
 
     def struct(self) -> decoder.Layer:
@@ -77,9 +84,10 @@ class Weights:
             w2=self.w2.data_ptr(),
             shared_gate_up=self.gate_up.data_ptr(),
             shared_down=self.down.data_ptr(),
-            bias=self.bias.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            slots=None if self.slots is None else self.slots.data_ptr(),
             scale=ROUTED_SCALE,
-            sigmoid=True,
+            sigmoid=self.bias is not None,
             renormalize=True,
         )
         return decoder.Layer(mla=mla, moe=moe)
@@ -116,11 +124,18 @@ class Weights:
         if self.dense:
             return shared
         logits = native.linear(x, self.gate, dtype=torch.float32)
+        bias = self.bias
+        if self.slots is not None:
+            logits[:, self.slots < 0] = float("-inf")
+            bias = None if bias is None else bias.masked_fill(self.slots < 0, float("-inf"))
+        scoring = "softmax" if bias is None else "sigmoid"
         weights, ids = native.route(
-            logits, TOP_K, bias=self.bias, groups=2, kept_groups=1, scoring="sigmoid", renormalize=True
+            logits, TOP_K, bias=bias, groups=2, kept_groups=1, scoring=scoring, renormalize=True
         )
         if drop is not None:
             drop(index, weights, ids, logits)
+        if self.slots is not None:
+            ids = torch.where(ids < 0, ids, self.slots[ids.clamp(min=0)])
         # The kernel rounds the scaled sum of routed and shared experts once.
         routed = native.experts(x.float(), self.w13.float(), self.w2.float(), ids, weights)
         return (routed * ROUTED_SCALE + shared.float()).to(x.dtype)
@@ -171,6 +186,30 @@ def test_layers_are_what_the_kernels_give_one_by_one(
     tolerance = 1e-5 if dtype is torch.float32 else 4e-2
     torch.testing.assert_close(result, hidden, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(residual, expected_residual, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("drop", [None, drop_last])
+@pytest.mark.parametrize("bias", [True, False], ids=["sigmoid", "softmax"])
+def test_removed_experts_are_not_chosen_and_the_others_found_in_their_slots(
+    bias: bool, drop: decoder.Drop | None
+) -> None:
+    layer = Weights(1, torch.float32, q_rank=0, dense=False, kept=(0, 2, 3, 5, 6, 7), bias=bias)
+    if layer.bias is not None and layer.slots is not None:
+        layer.bias[layer.slots < 0] = float("-inf")
+    step = Step()
+    hidden = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(9))
+    result, seen = hidden.clone(), []
+
+    def watch(index: int, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
+        if drop is not None:
+            drop(index, weights, ids, logits)
+        seen.extend(ids.unique().tolist())
+
+    decoder.Decoder([layer.struct()]).run(step.batch(), result, torch.zeros_like(hidden), [TOP_K], watch)
+    expected = layer.run(step, hidden, torch.zeros_like(hidden), drop, 0)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert set(seen) - {-1} <= {0, 2, 3, 5, 6, 7}, "schedules see the whole model's ids"
+    assert max(seen) == 7
 
 
 def test_an_error_while_dropping_is_raised() -> None:

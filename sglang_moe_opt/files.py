@@ -1,0 +1,52 @@
+"""Files that are written and read whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sglang_moe_opt.fields import FieldError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, with its folders, in one step; a failed write leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """64 hex digits over a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, field: str) -> object:
+    """The content of a JSON file. Raises FieldError for `field`: unreadable, truncated, a key twice in an object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise FieldError(field, next(key for key in keys if keys.count(key) > 1), "every key once")
+        return content
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except OSError as error:
+        raise FieldError(field, error.strerror, "a readable file") from None
+    except FieldError:
+        raise
+    except (ValueError, RecursionError) as error:  # truncated, not UTF-8, or nested without end
+        raise FieldError(field, " ".join(str(error).split()), "a whole JSON file") from None
