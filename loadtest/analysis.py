@@ -163,8 +163,9 @@ def _measurements(folder: LoadtestFolder, manifest: Manifest) -> tuple[dict[tupl
                     missing.append(f"round {turn}, {load.label}, {arm.label}")
                     continue
                 point, records = folder.read_point(turn, load, arm.label)
+                kept = arm.plan.kept if arm.plan else None
                 found.setdefault((arm.label, load), {})[turn] = Measurement(
-                    point, records, manifest.ramp_s, manifest.goodput_ms, shape, arm.mean_na
+                    point, records, manifest.ramp_s, manifest.goodput_ms, shape, arm.mean_na, kept
                 )
     return found, missing
 
