@@ -34,6 +34,7 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("MB of the scheduler, once warm; solid: weights of its routed experts")
     axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
     figure.suptitle(analysis.model, fontsize=9)
     path = folder / FILE
     folder.mkdir(parents=True, exist_ok=True)
