@@ -51,7 +51,7 @@ class ServerMemory(_Frozen):
 
     Attributes:
         scheduler_bytes: anonymous memory of the schedulers, in which a CPU's weights lie (RssAnon).
-        all_bytes: of all its processes, shared pages counted once (PSS).
+        all_bytes: of all its processes; pages that servers share are split among them (PSS).
     """
 
     scheduler_bytes: int

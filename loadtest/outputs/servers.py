@@ -56,7 +56,10 @@ COLUMNS = {
     "expert_mb": ("expert weights", "Weights of the routed experts that are left."),
     "scheduler_mb": ("scheduler", "Anonymous memory of the schedulers, in which a CPU's weights lie, once warm."),
     "freed_mb": ("less than whole", "What the schedulers hold less than those of the whole model."),
-    "all_mb": ("all processes", "Memory of all processes of the server, shared pages counted once (PSS), once warm."),
+    "all_mb": (
+        "all processes",
+        "Memory of all its processes, pages shared with others split among them (PSS), once warm.",
+    ),
 }
 """Attributes in MB with their heads and meanings."""
 
