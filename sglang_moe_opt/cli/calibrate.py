@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sglang_moe_opt.cli.corpus import CORPUS_HELP, DATA_ENV, read_corpus
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sglang_moe_opt.pruning.calibration import Calibration
-    from sglang_moe_opt.pruning.corpus import Corpus
 
-DATA_ENV: Final = "SGLANG_MOE_OPT_DATA"
-REFERENCE: Final = "reference"
-"""Corpus name: what a reference model was trained on; `reference:gloss,boolq` = these sources of it."""
 ARCHITECTURES: Final = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 
 
@@ -33,9 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     model: Annotated[str, typer.Option(help="Folder, Hugging Face id, shape:NAME@LAYERS, mini-v2 or mini-v3.")],
-    corpus: Annotated[
-        str, typer.Option(help="Text or JSONL file, a folder of them, or 'reference', the mini models' training text.")
-    ],
+    corpus: Annotated[str, typer.Option(help=CORPUS_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished one is gone on with.")],
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens in all, at most.")] = 200_000,
     sample: Annotated[int, typer.Option(min=0, help="Tokens whose MoE inputs are kept, in every layer.")] = 20_000,
@@ -102,7 +97,7 @@ def _prepare(
     check_model(model, config, piece)
     shape = MoEShape.from_config(config)
     with console.status("reading the corpus"):
-        read = _read_corpus(corpus, path, data_dir, vocab_size=shape.vocab_size, piece=piece, tokens=tokens, seed=seed)
+        read = read_corpus(corpus, path, data_dir, vocab_size=shape.vocab_size, piece=piece, tokens=tokens, seed=seed)
     job = {
         "model_name": model,
         "corpus": corpus,
@@ -129,51 +124,6 @@ def check_model(model: str, config: dict[str, Any], piece: int) -> None:
     context = config.get("max_position_embeddings", piece + 1)
     if piece >= context:
         raise ValueError(f"--piece: got {piece}, allowed: below the model's context of {context} tokens")
-
-
-def _read_corpus(
-    corpus: str, model: str, data_dir: Path | None, *, vocab_size: int, piece: int, tokens: int, seed: int
-) -> Corpus:
-    from sglang_moe_opt.pruning.corpus import Document, make_corpus, read_documents
-
-    documents: list[Document]
-    name, _, sources = corpus.partition(":")
-    if name == REFERENCE:
-        from eval.reference_models.recipe import DEFAULT_DATA_DIR
-        from eval.reference_models.training_text import training_texts
-
-        chosen = sources.split(",") if sources else ()
-        documents = list(training_texts(Path(model), data_dir or DEFAULT_DATA_DIR, chosen, seed))
-    else:
-        documents = list(read_documents(Path(corpus)))
-    tokenizer = _tokenizer(model) if any(isinstance(one, str) for one in documents) else None
-
-    def encode(texts: Any) -> list[list[int]]:
-        assert tokenizer is not None
-        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    begin = None if tokenizer is None or not tokenizer("a")["input_ids"] else tokenizer("a")["input_ids"][0]
-    return make_corpus(
-        documents,
-        encode=None if tokenizer is None else encode,
-        begin=begin if tokenizer is not None and begin == tokenizer.bos_token_id else None,
-        vocab_size=vocab_size,
-        piece_tokens=piece,
-        tokens=tokens,
-        seed=seed,
-    )
-
-
-def _tokenizer(model: str) -> Any:
-    """The model's tokenizer; None where its folder has none."""
-    from sglang_moe_opt.launch import lacks_tokenizer
-
-    if lacks_tokenizer(Path(model)):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
 
 
 def _record(calibration: Calibration, model: str, dtype: str, console: Console) -> None:

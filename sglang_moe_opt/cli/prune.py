@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sglang_moe_opt import __version__
 from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.cli.prune_distill import distill
 from sglang_moe_opt.cli.prune_export import export
 from sglang_moe_opt.cli.prune_refine import refine
 from sglang_moe_opt.cli.serve import resolve_model
@@ -31,6 +32,7 @@ from sglang_moe_opt.pruning.statistics import STATISTICS_FILE, ExpertStatistics
 prune_app = typer.Typer(help="Models with fewer experts.", no_args_is_help=True)
 prune_app.command("export")(export)
 prune_app.command("refine")(refine)
+prune_app.command("distill")(distill)
 
 
 @prune_app.callback()

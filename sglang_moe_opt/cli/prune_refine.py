@@ -52,7 +52,7 @@ def refine(
     try:
         with _shown(chosen, how, fits, hidden=as_json) as progress:
             tensors = run(folder, chosen, chosen.weights_path(plan), statistics, how, progress)
-        refined = save_refined(chosen, tensors, how, out)
+        refined = save_refined(chosen, tensors, how.to_object(), out)
     except KeyboardInterrupt:
         typer.echo(f"moe-opt: interrupted; {out} is not written", err=True)
         raise typer.Exit(130) from None

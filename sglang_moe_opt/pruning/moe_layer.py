@@ -74,6 +74,17 @@ class SwiGLU(NamedTuple):
         return self.hidden(x) @ self.down.t()
 
 
+def projection_name(layer_id: int, expert: int | None, projection: str) -> str:
+    """A projection's name in the checkpoint; `expert` None means the shared experts."""
+    owner = "shared_experts" if expert is None else f"experts.{expert}"
+    return f"model.layers.{layer_id}.mlp.{owner}.{projection}.weight"
+
+
+def gate_name(layer_id: int) -> str:
+    """Name of the router's matrix in the checkpoint."""
+    return f"model.layers.{layer_id}.mlp.gate.weight"
+
+
 @dataclass(frozen=True)
 class MoELayer:
     """A layer's router, and its experts by id."""
@@ -85,12 +96,11 @@ class MoELayer:
     @classmethod
     def read(cls, tensors: Tensors, layer_id: int) -> MoELayer:
         """The full layer."""
-        stem = f"model.layers.{layer_id}.mlp.gate."
-        bias = stem + "e_score_correction_bias"
+        bias = f"model.layers.{layer_id}.mlp.gate.e_score_correction_bias"
         router = Router(
             tensors.shape,
             routed_scale(tensors.checkpoint.config),
-            tensors[stem + "weight"],
+            tensors[gate_name(layer_id)],
             tensors[bias] if bias in tensors else None,  # noqa: SIM401 (not a dict)
         )
         return cls(layer_id, router, tensors)
@@ -103,8 +113,7 @@ class MoELayer:
 
     def name(self, expert: int | None, projection: str) -> str:
         """A projection's name in the checkpoint; `expert` None means the shared experts."""
-        owner = "shared_experts" if expert is None else f"experts.{expert}"
-        return f"model.layers.{self.layer_id}.mlp.{owner}.{projection}.weight"
+        return projection_name(self.layer_id, expert, projection)
 
     def expert(self, expert: int) -> SwiGLU:
         """A routed expert's matrices."""

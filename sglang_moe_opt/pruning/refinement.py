@@ -120,12 +120,12 @@ def merged_tensors(layer: MoELayer, kept: tuple[int, ...], statistics: Path, how
     }
 
 
-def save_refined(plan: PrunePlan, tensors: Mapping[str, Tensor], how: Refinement, out: Path) -> PrunePlan:
-    """Write the sidecar beside `out` and then the plan that names it. Raises OSError."""
+def save_refined(plan: PrunePlan, tensors: Mapping[str, Tensor], method: Mapping[str, Any], out: Path) -> PrunePlan:
+    """Write the sidecar beside `out`, then the plan that names it, `method` added to its own. Raises OSError."""
     from safetensors.torch import save_file
 
     sidecar = out.with_name(f"{out.stem}.safetensors")
     replace_atomically(sidecar, lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}))
-    refined = plan.model_copy(update={"weights": SidecarFile.of(sidecar), "method": {**plan.method, **how.to_object()}})
+    refined = plan.model_copy(update={"weights": SidecarFile.of(sidecar), "method": {**plan.method, **method}})
     refined.save(out)
     return refined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,13 @@ class Router:
         if shape.renormalize:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return weights * self.scale, ids
+
+    def to(self, device: torch.device) -> Router:
+        """The same on another device; itself where it is there already."""
+        if self.weight.device == device:
+            return self
+        bias, kept = (None if one is None else one.to(device) for one in (self.bias, self.kept))
+        return replace(self, weight=self.weight.to(device), bias=bias, kept=kept)
 
 
 def routed_scale(config: Mapping[str, Any]) -> float:

@@ -6,8 +6,8 @@ import numpy as np
 
 from sglang_moe_opt.pruning.criteria.base import Criterion, Evidence, Scores
 
-MAX_BYTES = 1 << 30
-"""Of all experts' outputs on the sampled inputs of a layer, float32; fewer inputs are taken where they need more."""
+MAX_INPUTS = 4096
+"""Of a layer: the time is proportional to them, to the experts and to the removals."""
 
 
 def score(evidence: Evidence) -> Scores:
@@ -19,13 +19,12 @@ def score(evidence: Evidence) -> Scores:
     if evidence.checkpoint is None or evidence.statistics_folder is None:
         raise ValueError("criterion: greedy needs the model's folder and --statistics with sampled inputs")
     shape = evidence.shape
-    most = MAX_BYTES // (4 * shape.num_experts * shape.hidden_size)
     with Tensors(evidence.checkpoint) as tensors:
         return np.stack(
             [
                 elimination_scores(
                     MoELayer.read(tensors, layer_id),
-                    sampled_inputs(evidence.statistics_folder, layer_id, most),
+                    sampled_inputs(evidence.statistics_folder, layer_id, MAX_INPUTS),
                     equal_groups=evidence.equal_groups,
                 )
                 for layer_id in shape.moe_layer_ids
