@@ -12,7 +12,9 @@ from sglang_moe_opt.cli.serve import check_policy, has_accelerator, resolve_mode
 
 
 @contextmanager
-def own_server(model: str, config: Path | None, extra: Sequence[str], console: Console) -> Iterator[str]:
+def own_server(
+    model: str, config: Path | None, extra: Sequence[str], console: Console, title: str | None = None
+) -> Iterator[str]:
     """Serve a model on a free port; its URL.
 
     Args:
@@ -20,6 +22,7 @@ def own_server(model: str, config: Path | None, extra: Sequence[str], console: C
         config: policy file; None is the built-in policy.
         extra: further arguments of `sglang serve`.
         console: shows that it starts.
+        title: what it shows instead of the model.
     """
     from loadtest.servers import free_port, server
 
@@ -28,6 +31,6 @@ def own_server(model: str, config: Path | None, extra: Sequence[str], console: C
     check_policy(path, policy, None)
     own = server(path, on_cpu=not has_accelerator(), policy=policy, port=free_port(), extra=extra)
     with ExitStack() as stack:
-        with console.status(f"starting a server for {model}"):
+        with console.status(f"starting a server for {title or model}"):
             running = stack.enter_context(own)
         yield running.url
