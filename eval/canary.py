@@ -165,8 +165,8 @@ def _compare(served: ServedModel, ids: list[int], full: list[float]) -> tuple[fl
     if largest > allowed or mean > allowed / (2 if dtype == "float32" else 10):
         under = f" under the plan {served.plan.name}" if served.plan else ""
         raise EndpointError(
-            f"{served.url}: log-probabilities differ from Hugging Face's on the same weights{under} by {largest:.3g} at "
-            f"most and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most"
+            f"{served.url}: log-probabilities differ from Hugging Face's on the same weights{under} by {largest:.3g} "
+            f"at most and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most"
         )
     return largest, mean, None
 

@@ -1,4 +1,4 @@
-"""A text's log-probabilities as Hugging Face transformers computes them, in fp32 on the CPU: whole models, pruned ones."""
+"""Log-probabilities of a text as Hugging Face transformers has them, in fp32 on the CPU: of whole and pruned models."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def evaluate_plans(
     config, folder = read_model_config(model), Path(model)
     shape, policy = MoEShape.from_config(config), load_policy(request.config)
     if policy.prune_plan is not None:
-        raise FieldError("--config: prune_plan", policy.prune_plan, "null: the whole model is evaluated beside the plans")
+        raise FieldError("--config: prune_plan", policy.prune_plan, "null: the whole model is evaluated as well")
     whole = resolve_all(request.schedules, policy, shape)
     servers = [(None, whole), *((plan, under(plan.entry(shape), whole)) for plan in plans)]
     schedules = [entry for _, entries in servers for entry in entries]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from math import ceil
 
-from eval.compare import Shape
+from eval.comparison import Shape
 from eval.outputs.points import Point, front
 from eval.statistics import Interval
 from sglang_moe_opt.report import marks

@@ -58,7 +58,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]FILE",
-            help="Evaluate --model under this plan as well, on a server of its own; repeatable. Default name: the file's.",
+            help="Evaluate --model under this plan too, on a server of its own; repeatable. Default name: the file's.",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Number format of a server started here.")] = "auto",

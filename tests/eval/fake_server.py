@@ -38,9 +38,7 @@ class FakeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_server(
-    model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None
-) -> Iterator[FakeServer]:
+def fake_server(model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None) -> Iterator[FakeServer]:
     """Serve until the block ends."""
     server = FakeServer(model, fault, failures, plan)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -75,8 +75,9 @@ def test_the_front_leaves_out_what_is_beaten(comparison: Comparison) -> None:
     on_front = {row.label for row in comparison.rows if row.average.on_front}
     assert {"na=1", "na=2", "na=4", "6,4,2,7"} <= on_front
     assert "2,4,6,7" not in on_front
-    assert pareto([1, 2, 2, 3], [5, 7, 6, 7]) == [True, True, False, False]
-    assert pareto([1, 1], [5, 5]) == [True, True]
+    assert pareto([(1,), (2,), (2,), (3,)], [5, 7, 6, 7]) == [True, True, False, False]
+    assert pareto([(1,), (1,)], [5, 5]) == [True, True]
+    assert pareto([(6, 1), (6, 0.5), (3, 1), (3, 0.5)], [9, 9, 8, 7]) == [False, True, True, True]
 
 
 def test_the_fewest_experts_within_a_margin(comparison: Comparison) -> None:

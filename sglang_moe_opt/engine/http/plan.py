@@ -1,4 +1,4 @@
-"""`GET /moe_prune_plan`: the plan that the server runs under, or null. Without it a pruned server looks like a whole one."""
+"""`GET /moe_prune_plan`: the plan that the server runs under, or null. Else it would look like a whole model's."""
 
 from __future__ import annotations
 
