@@ -58,7 +58,8 @@ def _tip(point: Point) -> str:
     return "\n".join(
         [
             point.row.label,
-            f"{point.y:.{decimals}f} with {kept}, {point.x:.3g} % of their memory, mean na {bound}{point.row.mean_na:.3g}",
+            f"{point.y:.{decimals}f} with {kept}, {point.x:.3g} % of their memory",
+            f"mean na {bound}{point.row.mean_na:.3g}",
             change.verdict if change else "what the others are compared with",
             *(["on the Pareto front"] if point.measured.on_front else []),
         ]
