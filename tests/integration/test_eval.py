@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import MINI_V2, Server, Servers, needs_text
+from server import MINI_V2, Kind, Server, Servers, needs_text
 
 from eval.results import Item, ResultsFolder
 
@@ -148,6 +148,35 @@ def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> 
 def _hear_interrupts() -> None:
     """A shell starts what it puts in the background with SIGINT ignored, and so would be all that the tests start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("kind", [Kind(plan="by-layer, replaced")], ids=["pruned"])
+def test_a_pruned_server_is_evaluated_as_one(
+    v2: Server, servers: Servers, kind: Kind, data_folder: Path, tmp_path: Path
+) -> None:
+    needs_text(v2)
+    pruned = servers.get(kind)
+    folders = [ResultsFolder(tmp_path / name) for name in ("whole", "pruned")]
+    for server, folder in zip((v2, pruned), folders, strict=True):
+        done = run(server.url, data_folder, folder.root, "--profiles", "full,na=1", "--tasks", "cloze", "--limit", "8")
+        assert done.returncode == 0, done.stderr
+        assert "differ from Hugging Face fp32 by" in done.stderr  # and by no more than fp32 may
+    manifests = [folder.read_manifest() for folder in folders]
+    name = f"{pruned.log.stem}.plan"
+    assert f"canary: {name}: " in done.stderr
+    assert [entry.label for entry in manifests[1].schedules] == [name, f"{name}/na=1"]
+    assert {entry.plan.digest for entry in manifests[1].schedules if entry.plan} == {pruned.plan.digest}
+    assert len({manifest.model_fingerprint for manifest in manifests}) == 1
+    for label in ("full", "na=1"):
+        under = name if label == "full" else f"{name}/{label}"
+        pairs = zip(folders[0].read_items(label, "cloze"), folders[1].read_items(under, "cloze"), strict=True)
+        assert all(a.loglikelihoods != b.loglikelihoods for a, b in pairs)
+    report = [sys.executable, "-m", "sglang_moe_opt.cli.main", "report", *(str(folder.root) for folder in folders)]
+    done = subprocess.run([*report, "--out", str(tmp_path / "both"), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["schedules"]
+    assert [row["label"] for row in rows] == ["full", "na=1", name, f"{name}/na=1"]
+    assert rows[2]["plan"]["kept"] == [len(kept) for kept in pruned.plan.layers.values()]
 
 
 def test_a_wrong_url_is_one_clear_line(data_folder: Path, tmp_path: Path) -> None:
