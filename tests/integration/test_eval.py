@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from server import MINI_V2, Kind, Server, Servers, needs_text
 
+from eval.compare import compare
 from eval.results import Item, ResultsFolder
+from eval.runner import Request, evaluate
+from eval.schedules import parse_profiles
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.data]
 
@@ -155,28 +160,26 @@ def test_a_pruned_server_is_evaluated_as_one(
     v2: Server, servers: Servers, kind: Kind, data_folder: Path, tmp_path: Path
 ) -> None:
     needs_text(v2)
-    pruned = servers.get(kind)
-    folders = [ResultsFolder(tmp_path / name) for name in ("whole", "pruned")]
-    for server, folder in zip((v2, pruned), folders, strict=True):
-        done = run(server.url, data_folder, folder.root, "--profiles", "full,na=1", "--tasks", "cloze", "--limit", "8")
-        assert done.returncode == 0, done.stderr
-        assert "differ from Hugging Face fp32 by" in done.stderr  # and by no more than fp32 may
-    manifests = [folder.read_manifest() for folder in folders]
+    pruned, said = servers.get(kind), Console(file=StringIO(), width=200)
+    whole, small = (
+        evaluate(
+            server.url,
+            Request(parse_profiles("full,na=1"), ("cloze",), tmp_path / name, data_folder, limit=8),
+            said,
+        )
+        for server, name in ((v2, "whole"), (pruned, "small"))
+    )
     name = f"{pruned.log.stem}.plan"
-    assert f"canary: {name}: " in done.stderr
-    assert [entry.label for entry in manifests[1].schedules] == [name, f"{name}/na=1"]
-    assert {entry.plan.digest for entry in manifests[1].schedules if entry.plan} == {pruned.plan.digest}
-    assert len({manifest.model_fingerprint for manifest in manifests}) == 1
+    canaries = [line for line in said.file.getvalue().splitlines() if line.startswith("canary: ")]
+    assert ["differ from Hugging Face fp32 by" in line for line in canaries] == [True, True]  # no more than fp32 may
+    assert canaries[1].startswith(f"canary: {name}: ")
+    rows = compare([whole.root, small.root]).rows
+    assert [row.label for row in rows] == ["full", "na=1", name, f"{name}/na=1"]
+    assert [row.plan and row.plan.digest for row in rows] == [None, None, *[pruned.plan.digest] * 2]
     for label in ("full", "na=1"):
         under = name if label == "full" else f"{name}/{label}"
-        pairs = zip(folders[0].read_items(label, "cloze"), folders[1].read_items(under, "cloze"), strict=True)
+        pairs = zip(whole.read_items(label, "cloze"), small.read_items(under, "cloze"), strict=True)
         assert all(a.loglikelihoods != b.loglikelihoods for a, b in pairs)
-    report = [sys.executable, "-m", "sglang_moe_opt.cli.main", "report", *(str(folder.root) for folder in folders)]
-    done = subprocess.run([*report, "--out", str(tmp_path / "both"), "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["schedules"]
-    assert [row["label"] for row in rows] == ["full", "na=1", name, f"{name}/na=1"]
-    assert rows[2]["plan"]["kept"] == [len(kept) for kept in pruned.plan.layers.values()]
 
 
 def test_a_wrong_url_is_one_clear_line(data_folder: Path, tmp_path: Path) -> None:
