@@ -22,7 +22,7 @@ def show(comparison: Comparison, console: Console) -> None:
     for wanted, unit, decimals in ((has_average, "average", 1), (has_bits, "bits/byte", 4)):
         if wanted:
             table.add_column(unit, justify="right", min_width=4 + decimals)
-            table.add_column("against full", ratio=1)
+            table.add_column(f"against {comparison.baseline.label if comparison.baseline.plan else 'full'}", ratio=1)
     for row in comparison.rows:
         cells = [row.label, ("≤ " if row.shape == "dynamic" else "") + f"{row.mean_na:.2f}"]
         if kept := experts(comparison, row):

@@ -49,7 +49,7 @@ def tasks_table(comparison: Comparison) -> str:
 
 def _kept_heads(comparison: Comparison) -> list[str]:
     """Columns that are there where a schedule ran under a plan."""
-    return [head("experts kept", small="of each layer"), head("expert MB")] if comparison.has_plans else []
+    return [head("experts kept", title="in a layer, on average"), head("expert MB")] if comparison.has_plans else []
 
 
 def _kept(comparison: Comparison, row: Row) -> list[str]:

@@ -17,8 +17,9 @@ def plot(found: Sequence[Series], full: Point, y_label: str, size: Size) -> str:
     ends = [
         end for p in points.values() if p.interval and p.shows_interval for end in (p.interval.low, p.interval.high)
     ]
-    x_axis = linear(AXIS, [p.x for p in points.values()], size.across)
     y_axis = linear(y_label, [p.y for p in points.values()] + ends, size.up)
+    size = size.beside(y_axis)
+    x_axis = linear(AXIS, [p.x for p in points.values()], size.across)
     x, y = x_axis.scale, y_axis.scale
     parts = frame(x_axis, y_axis, size)
     parts.append(f'<path class="full-line" d="M{size.left},{y(full.y):.1f}H{size.width - size.right}"/>')
