@@ -104,7 +104,7 @@ class Analysis:
         """The arm that `arm` is compared with: the first of its run."""
         firsts: dict[str, str] = {}
         for run in self.runs:
-            names = _arm_names(run.name if len(self.runs) > 1 else None, run.manifest)
+            names = arm_names(run.name if len(self.runs) > 1 else None, run.manifest)
             firsts |= dict.fromkeys(names, names[0])
         return firsts[arm]
 
@@ -127,7 +127,7 @@ def analyse(folders: Sequence[Path], imported: Sequence[Imported] = ()) -> Analy
         if not found:
             raise ResultsError(f"{root}: no point of the load test has run")
         runs.append(Run(name, root, manifest, tuple(missing)))
-        names = _arm_names(name if len(folders) > 1 else None, manifest)
+        names = arm_names(name if len(folders) > 1 else None, manifest)
         arms += names
         loads += manifest.all_loads
         cells += _cells(found, manifest, dict(zip((arm.label for arm in manifest.arms), names, strict=True)))
@@ -145,7 +145,8 @@ def _run_names(folders: Sequence[Path]) -> list[str]:
     raise ResultsError(f"{', '.join(map(str, folders))}: the same folder twice")
 
 
-def _arm_names(run: str | None, manifest: Manifest) -> list[str]:
+def arm_names(run: str | None, manifest: Manifest) -> list[str]:
+    """The run's arms as reports call them; `run` where there are several."""
     return [arm.label if run is None else f"{run}: {arm.label}" for arm in manifest.arms]
 
 
@@ -163,8 +164,9 @@ def _measurements(folder: LoadtestFolder, manifest: Manifest) -> tuple[dict[tupl
                     missing.append(f"round {turn}, {load.label}, {arm.label}")
                     continue
                 point, records = folder.read_point(turn, load, arm.label)
+                kept = arm.plan.kept if arm.plan else None
                 found.setdefault((arm.label, load), {})[turn] = Measurement(
-                    point, records, manifest.ramp_s, manifest.goodput_ms, shape, arm.mean_na
+                    point, records, manifest.ramp_s, manifest.goodput_ms, shape, arm.mean_na, kept
                 )
     return found, missing
 

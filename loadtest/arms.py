@@ -1,63 +1,106 @@
-"""Which curves a load test draws: schedules of one server, users who mix them, and other servers beside it."""
+"""Which curves a load test draws: schedules of the model, whole or pruned, users who mix them, and other servers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from eval.results import file_name
 from eval.schedules import Labelled, parse_profiles, resolve_all
-from loadtest.folder import ArmEntry
+from loadtest.folder import ArmEntry, PlanEntry
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.schedule import FULL
 
+WHOLE: Final = ""
+"""Name of the server under test, which has the whole model."""
 
-def build_arms(
-    target: Target, profiles: str, mixes: Sequence[str], others: Mapping[str, Target], config: Path | None = None
-) -> list[ArmEntry]:
-    """The arms, the first profile first.
+Mix = Sequence[tuple[Labelled, float]]
+"""Profiles with their shares of the users, in any unit."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve that was asked for.
+
+    Attributes:
+        label: as reports call it.
+        server: WHOLE, or the name of a plan or of another server.
+        mix: what its users send; empty where they send no hints, which is so at other servers.
+    """
+
+    label: str
+    server: str
+    mix: Mix
+
+
+def parse_curves(profiles: str, mixes: Sequence[str], plans: Iterable[str], others: Iterable[str]) -> list[Curve]:
+    """The curves in the order of the report, the whole model's first profile first.
 
     Args:
-        target: the server under test.
         profiles: as for `moe-opt eval`: full,fast,na=3,...
         mixes: each `PROFILE=SHARE,PROFILE=SHARE`, shares in any unit.
-        others: further servers by name; they are asked without a hint.
-        config: the server's policy file, where it does not say.
+        plans: names of plans; each is asked under every profile, and its name alone stands for the first.
+        others: names of further servers.
 
     Raises:
-        FieldError: a profile, a hint or a share that is not allowed, or a label that is there twice.
+        FieldError: a profile or a share that is none, or a label that is there twice.
     """
     plain = parse_profiles(profiles)
-    shares = [parse_mix(mix) for mix in mixes]
-    every = {one.label: one for one in [*plain, *(profile for mix in shares for profile, _ in mix)]}
-    mean_na = _mean_na(target, list(every.values()), config)
-    arms = []
-    for mix in [*([(profile, 1.0)] for profile in plain), *shares]:
-        whole = sum(share for _, share in mix)
-        arms.append(
-            ArmEntry(
-                label=_label(mix, whole),
-                url=target.url,
-                hints={profile.label: (_sent(profile, target), share) for profile, share in mix},
-                mean_na=sum(mean_na[profile.label] * share for profile, share in mix) / whole if mean_na else None,
-            )
-        )
-    arms += [
-        ArmEntry(label=name, url=other.url, hints={name: (None, 1.0)}, is_baseline_server=True)
-        for name, other in others.items()
-    ]
-    names = [file_name(arm.label) for arm in arms]
-    for arm, name in zip(arms, names, strict=True):
+    found = [Curve(profile.label, WHOLE, [(profile, 1.0)]) for profile in plain]
+    found += [Curve(_label(mix), WHOLE, mix) for mix in map(parse_mix, mixes)]
+    for name in plans:
+        labels = [name, *(f"{name}/{profile.label}" for profile in plain[1:])]
+        found += [Curve(label, name, [(one, 1.0)]) for label, one in zip(labels, plain, strict=True)]
+    found += [Curve(name, name, []) for name in others]
+    names = [file_name(curve.label) for curve in found]
+    for curve, name in zip(found, names, strict=True):
         if names.count(name) > 1:
-            raise FieldError("curves", arm.label, "each label once, apart in more than signs")
-    return arms
+            raise FieldError("curves", curve.label, "each label once, apart in more than signs")
+    return found
 
 
-def _label(mix: Sequence[tuple[Labelled, float]], whole: float) -> str:
+def build_arms(
+    curves: Sequence[Curve],
+    servers: Mapping[str, Target],
+    plans: Mapping[str, PlanEntry] | None = None,
+    config: Path | None = None,
+) -> list[ArmEntry]:
+    """The curves with their servers.
+
+    Args:
+        servers: by the names that the curves give them.
+        plans: of the pruned servers.
+        config: the servers' policy file, where they do not say.
+
+    Raises:
+        FieldError: a hint that the model does not allow.
+    """
+    every = {profile.label: profile for curve in curves for profile, _ in curve.mix}
+    mean_na = _mean_na(servers[WHOLE], list(every.values()), config)
+    return [_arm(curve, servers[curve.server], (plans or {}).get(curve.server), mean_na) for curve in curves]
+
+
+def _arm(curve: Curve, target: Target, plan: PlanEntry | None, mean_na: Mapping[str, float]) -> ArmEntry:
+    if not curve.mix:
+        hints: dict[str, tuple[Any, float]] = {curve.label: (None, 1.0)}
+        return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True)
+    whole = sum(share for _, share in curve.mix)
+    return ArmEntry(
+        label=curve.label,
+        url=target.url,
+        hints={profile.label: (_sent(profile, target), share) for profile, share in curve.mix},
+        mean_na=sum(mean_na[profile.label] * share for profile, share in curve.mix) / whole if mean_na else None,
+        plan=plan,
+    )
+
+
+def _label(mix: Mix) -> str:
     if len(mix) == 1:
         return mix[0][0].label
+    whole = sum(share for _, share in mix)
     return "+".join(f"{profile.label}:{100 * share / whole:.0f}" for profile, share in mix)
 
 

@@ -27,6 +27,37 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class PlanEntry(_Frozen):
+    """The prune plan that a server runs under.
+
+    Attributes:
+        name: as reports call it.
+        digest: of what the plan does, 32 hex digits.
+        kept: experts of each MoE layer, in the order of the layers.
+        num_experts: of each MoE layer of the whole model.
+        kept_bytes, full_bytes: weights of the routed experts that are left, and of all.
+    """
+
+    name: str
+    digest: str
+    kept: tuple[int, ...]
+    num_experts: int
+    kept_bytes: int
+    full_bytes: int
+
+
+class ServerMemory(_Frozen):
+    """What a server holds of the host's memory.
+
+    Attributes:
+        scheduler_bytes: anonymous memory of the schedulers, in which a CPU's weights lie (RssAnon).
+        all_bytes: of all its processes; pages that servers share are split among them (PSS).
+    """
+
+    scheduler_bytes: int
+    all_bytes: int
+
+
 class ArmEntry(_Frozen):
     """A curve of the report: a server, and the hints of its requests with their shares.
 
@@ -36,6 +67,8 @@ class ArmEntry(_Frozen):
         hints: label of each profile, with its hint (None sends none) and its share of the users.
         mean_na: routed experts per token, weighted by share; None where that is not known.
         is_baseline_server: another server than the one under test.
+        plan: of its server; None where that has the whole model.
+        memory: of its server once it was warm; None where that was not measured.
     """
 
     label: str
@@ -43,6 +76,8 @@ class ArmEntry(_Frozen):
     hints: dict[str, tuple[Any, float]]
     mean_na: float | None = None
     is_baseline_server: bool = False
+    plan: PlanEntry | None = None
+    memory: ServerMemory | None = None
 
 
 class Manifest(_Frozen):

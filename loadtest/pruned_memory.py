@@ -9,14 +9,12 @@ in which pages of the checkpoint's files count while they are mapped.
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -51,7 +49,7 @@ class Start:
 
     @classmethod
     def of(cls, served: Running) -> Start:
-        status = _scheduler_status(served.group)
+        status = served.scheduler_status()
         elapsed = re.search(r"Load weight end.*?elapsed=([\d.]+)", served.log.read_text(errors="replace"))
         if elapsed is None:
             raise RuntimeError("the server's log does not say how long its weights took")
@@ -100,21 +98,6 @@ def _start(folder: Path, flags: list[str]) -> Start:
     extra = ["--dtype", "bfloat16", *flags]
     with server(str(folder), on_cpu=not has_accelerator(), policy=None, port=free_port(), extra=extra) as served:
         return Start.of(served)
-
-
-def _scheduler_status(group: int) -> dict[str, int]:
-    """The scheduler's memory in bytes, by the names of /proc/PID/status."""
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) != group or not process.cmdline()[0].startswith("sglang::scheduler"):
-                continue
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except (OSError, psutil.Error, IndexError):
-            continue  # ended meanwhile, or a kernel thread
-        return {
-            name: int(value.split()[0]) * 1024 for name, _, value in (x.partition(":") for x in lines) if " kB" in value
-        }
-    raise RuntimeError("no scheduler among the server's processes")
 
 
 def _result(model: str, folder: Path, shape: MoEShape, starts: dict[int, list[Start]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from loadtest.folder import ServerMemory
 from sglang_moe_opt.launch import plan_launch
 
 
@@ -47,6 +48,30 @@ class Running:
             except (ProcessLookupError, psutil.Error):
                 continue  # ended meanwhile
         return total
+
+    def scheduler_status(self) -> dict[str, int]:
+        """Memory of its schedulers, which hold the model, together: bytes by the names of /proc/PID/status.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        total: dict[str, int] = {}
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) != self.group or not process.cmdline()[0].startswith("sglang::scheduler"):
+                    continue
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            except (OSError, psutil.Error, IndexError):
+                continue  # ended meanwhile, or a kernel thread
+            for name, _, value in (line.partition(":") for line in lines if line.endswith(" kB")):
+                total[name] = total.get(name, 0) + int(value.split()[0]) * 1024
+        if not total:
+            raise RuntimeError("no scheduler among the server's processes")
+        return total
+
+    def resident(self) -> ServerMemory:
+        """What it holds now. Raises RuntimeError without a scheduler."""
+        return ServerMemory(scheduler_bytes=self.scheduler_status()["RssAnon"], all_bytes=self.memory())
 
 
 @contextmanager

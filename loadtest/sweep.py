@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from eval.results import ResultsError
 from eval.runner import git_revision, machine
-from loadtest.folder import ArmEntry, LoadtestFolder, Manifest, PointFile
+from loadtest.folder import ArmEntry, LoadtestFolder, Manifest, PointFile, ServerMemory
 from loadtest.generators import Generators
 from loadtest.load import Load, in_turns
 from loadtest.spec import PointSpec
@@ -27,7 +27,7 @@ from sglang_moe_opt.perfmodel.roofline import Machine
 
 WARM_UP_TOKENS = 4
 FEW = 8
-"""Users of an arm's warm-up; the first arm also meets the largest load once, so that nothing is new to the server."""
+"""Users of an arm's warm-up; a server's first arm also meets the largest load once, so that nothing is new to it."""
 LEAST_VOCABULARY = 32000
 """Of a model whose config is not known: smaller ones are not served any more."""
 _PACKAGES = ("sglang-moe-opt", "sglang", "torch", "locust", "gevent", "geventhttpclient")
@@ -44,6 +44,7 @@ class Options:
     Attributes:
         patience_s: a server that does not answer for so long ends the sweep.
         probe: measures this machine beside every point; None where the server is elsewhere.
+        memory: tells what a server holds, by its URL; measured once it is warm.
     """
 
     loads: Sequence[Load]
@@ -66,6 +67,7 @@ class Options:
     command: Sequence[str] = ()
     resume: bool = False
     probe: Callable[[], Machine] | None = None
+    memory: Mapping[str, Callable[[], ServerMemory]] = field(default_factory=dict)
 
 
 class Sweep:
@@ -102,7 +104,8 @@ class Sweep:
         """
         options = self._options
         points = in_turns([arm.label for arm in self._arms], options.loads, options.rounds)
-        self._folder.write_manifest(self._manifest())
+        manifest = self._manifest()
+        self._folder.write_manifest(manifest)
         todo = [point for point in points if not self._folder.has_point(*point)]
         with (
             httpx.Client(timeout=60, trust_env=False, headers=dict(options.headers)) as client,
@@ -119,6 +122,7 @@ class Sweep:
             bar = progress.add_task("warm-up", total=len(points), completed=len(points) - len(todo), left="")
             if todo:
                 self._warm_up(client, generators)
+                self._folder.write_manifest(self._with_memory(manifest))
             for index, (turn, load, label) in enumerate(todo):
                 left = self._left.of((point[1], point[2]) for point in todo[index:])
                 where = f"round {turn}/{options.rounds}  {load.label}  {label}"
@@ -182,11 +186,19 @@ class Sweep:
     def _warm_up(self, client: httpx.Client, generators: Generators) -> None:
         """Short answers, not kept."""
         largest = max((load.concurrency or FEW for load in self._options.loads), default=FEW)
+        firsts = {arm.url: arm for arm in reversed(self._arms) if not arm.is_baseline_server}
         for arm in self._arms:
-            for users in sorted({min(FEW, largest), largest if arm is self._arms[0] else min(FEW, largest)}):
+            for users in sorted({min(FEW, largest), largest if arm is firsts.get(arm.url) else min(FEW, largest)}):
                 spec = self._spec(arm, Load("closed", users), 0)
                 quick = {"seconds": 0.0, "requests": None, "ramp_s": 0.0, "output_len": WARM_UP_TOKENS, "trace": None}
                 generators.run(spec.model_copy(update=quick))
+
+    def _with_memory(self, manifest: Manifest) -> Manifest:
+        """What every server holds now; a run that goes on keeps what was measured at its beginning."""
+        now = {url: measure() for url, measure in self._options.memory.items()}
+        pairs = zip(manifest.arms, self._arms, strict=True)  # a run that goes on has other URLs
+        arms = [old if old.memory else old.model_copy(update={"memory": now.get(arm.url)}) for old, arm in pairs]
+        return manifest.model_copy(update={"arms": arms})
 
     def _wait_for(self, client: httpx.Client, arm: ArmEntry, where: str) -> None:
         """Raises SweepError if the arm's server stays silent."""
@@ -247,9 +259,9 @@ def _continued(old: Manifest, new: Manifest, folder: LoadtestFolder) -> Manifest
     return old.model_copy(update={"loads": new.loads, "rounds": new.rounds})
 
 
-def _identity(arm: ArmEntry) -> tuple[str, dict[str, Any]]:
+def _identity(arm: ArmEntry) -> tuple[str, dict[str, Any], str | None]:
     """An arm but for its port: a server that was started for the run has another one each time."""
-    return arm.label, arm.hints
+    return arm.label, arm.hints, arm.plan.digest if arm.plan else None
 
 
 def is_here(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,25 @@ from sglang_moe_opt.fields import FieldError
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, with its folders, in one step; a failed write leaves what was there before."""
+    replace_atomically(path, lambda file: _write(file, content))
+
+
+def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file, with its folders, in one step; a failed write leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
+        write(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def sha256_of(path: Path) -> str:

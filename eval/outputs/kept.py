@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from eval.comparison import Comparison, Measure, Row
 from eval.outputs.points import Point, make_point
 from eval.results import PlanEntry
 
 AXIS = "experts kept, % of their memory"
-_STEPS = ("criterion", "merge", "compensation")
-"""Entries of a plan's method that tell methods apart; the others are amounts."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,13 @@ def series(comparison: Comparison, measure: Measure) -> list[Series]:
 
 
 def method_name(plan: PlanEntry) -> str:
-    """What made a plan, without amounts: `reap`, `reap, global budget`, `soft + average`; else the plan's name."""
-    steps = [text for key in _STEPS if (text := _step(key, plan.method.get(key)))]
-    budget = ", global budget" if plan.method.get("budget") == "global" else ""
-    return " + ".join(steps) + budget if steps else plan.name
-
-
-def _step(key: str, value: Any) -> str:
-    """A step's name; it may come with its arguments."""
-    if isinstance(value, dict):
-        value = value.get("method") or value.get("name") or key
-    return key if value is True else str(value) if value else ""
+    """What made a plan, without amounts: `reap`, `soft, global budget + average by router`; else the plan's name."""
+    method = plan.method
+    if "criterion" not in method:
+        return plan.name
+    steps = [str(method["criterion"]) + (", global budget" if method.get("budget") == "global" else "")]
+    if "merge" in method:
+        steps.append(f"{method['merge']} by {method.get('merge_by', 'router')}")
+    if "compensate" in method:
+        steps.append(str(method["compensate"]))
+    return " + ".join(steps)

@@ -26,6 +26,7 @@ class Measurement:
         goodput_ms: bounds that a good request meets: ttft, tpot, e2e in milliseconds.
         shape: of the model; None where its config is not known.
         mean_na: routed experts per token; None where that is not known.
+        kept: experts of each MoE layer of a pruned server; None where it has all.
     """
 
     point: PointFile
@@ -34,6 +35,7 @@ class Measurement:
     goodput_ms: Mapping[str, float] = field(default_factory=dict)
     shape: MoEShape | None = None
     mean_na: float | None = None
+    kept: Sequence[int] | None = None
 
     @property
     def load(self) -> Load:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from loadtest.metrics.base import Measurement, Metric, percentile
 from sglang_moe_opt.perfmodel.roofline import Work, decode_step, expected_distinct_experts
 
@@ -13,7 +15,8 @@ def _step(m: Measurement) -> Work | None:
     tokens = min([m.load.concurrency, *_batch(m)])
     distinct = m.point.server.distinct_experts
     if distinct is None:
-        distinct = expected_distinct_experts(m.shape.num_experts, m.mean_na, tokens)
+        layers = m.kept or [m.shape.num_experts]
+        distinct = fmean(expected_distinct_experts(experts, m.mean_na, tokens) for experts in layers)
     context = sum(r.input_tokens + r.output_tokens / 2 for r in m.answered) / len(m.answered)
     return decode_step(m.shape, tokens=tokens, na=m.mean_na, distinct_experts=distinct, context=context)
 

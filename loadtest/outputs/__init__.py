@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loadtest.analysis import Analysis
-from loadtest.outputs import csv, html, json, png
+from loadtest.outputs import csv, html, json, memory_png, png
 
 Writer = Callable[[Analysis, Path], list[Path]]
 
-WRITERS: tuple[Writer, ...] = (json.write, csv.write, html.write, png.write)
+WRITERS: tuple[Writer, ...] = (json.write, csv.write, html.write, png.write, memory_png.write)
 
 __all__ = ["WRITERS", "Writer", "write_all"]
 

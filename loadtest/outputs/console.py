@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from loadtest.analysis import SPEEDUP_OF, Analysis, Cell
 from loadtest.outputs.notes import caveats, headlines, notes
+from loadtest.outputs.servers import COLUMNS, ServerRow, megabytes, servers
 from loadtest.outputs.words import counted, ends, number
 
 Text = Callable[[Cell], str]
@@ -25,7 +26,7 @@ WIDE = 1000
 
 
 def show(analysis: Analysis, console: Console) -> None:
-    """Print a line for each load and arm, the headlines, and every caveat."""
+    """Print a line for each load and arm, the servers of plans, the headlines, and every caveat."""
     columns = _columns(analysis)
     table = _table(analysis, columns)
     for head in LESS:  # on a narrow terminal
@@ -34,6 +35,8 @@ def show(analysis: Analysis, console: Console) -> None:
             del columns[head]
             table = _table(analysis, columns)
     console.print(table)
+    if rows := servers(analysis):
+        console.print(_servers(rows))
     for line in headlines(analysis):
         console.print(line, highlight=False, markup=False)
     for line in [*notes(analysis), *caveats(analysis)]:
@@ -52,6 +55,17 @@ def _table(analysis: Analysis, columns: dict[str, Text]) -> Table:
         for cell in (c for arm in analysis.arms if (c := analysis.cell(arm, load))):
             table.add_row(load.label, cell.arm, *(text(cell) for text in columns.values()))
         table.add_section()
+    return table
+
+
+def _servers(rows: Sequence[ServerRow]) -> Table:
+    table = Table(title="Servers, MB", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("server", overflow="fold", max_width=LONG)
+    table.add_column("experts a layer")
+    for head, _ in COLUMNS.values():
+        table.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, row.experts, *(megabytes(getattr(row, column)) for column in COLUMNS))
     return table
 
 

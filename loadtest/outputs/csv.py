@@ -6,11 +6,14 @@ import csv
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from statistics import fmean
 
 from loadtest.analysis import Analysis, Cell
 from loadtest.load import Load
 from loadtest.metrics import BY_TAG
 from loadtest.outputs.json import rounded
+from loadtest.outputs.servers import COLUMNS as COLUMNS_MB
+from loadtest.outputs.servers import servers
 from loadtest.outputs.words import interval_kind
 from sglang_moe_opt.files import write_atomically
 
@@ -20,7 +23,10 @@ COLUMNS = ("arm", "load", "load_kind", "load_value", "metric", "value", "low", "
 
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:
-    """Points of other tools come last, with their source as the arm and without low and high."""
+    """Points of other tools come behind, with their source as the arm and without low and high.
+
+    Last come the servers of plans, without a load: their first arm stands for them.
+    """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -30,6 +36,12 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
         where = _where(point.source, Load("closed", point.concurrency))
         for tag, value in point.values.items():
             writer.writerow([*where, tag, rounded(value), "", "", "", BY_TAG[tag].unit, 1])
+    for row in servers(analysis):
+        known = {"experts_per_layer": fmean(row.kept), **{tag: getattr(row, tag) for tag in COLUMNS_MB}}
+        for tag, number in known.items():
+            if number is not None:
+                unit = "MB" if tag in COLUMNS_MB else ""
+                writer.writerow([row.arm, "", "", "", tag, rounded(number), "", "", "", unit, 1])
     write_atomically(folder / FILE, text.getvalue())
     return [folder / FILE]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from loadtest.analysis import Analysis, Run
 from loadtest.folder import ArmEntry
 from loadtest.outputs import looks
-from loadtest.outputs.html_tables import metrics_table, points_table
+from loadtest.outputs.html_tables import metrics_table, points_table, servers_table
 from loadtest.outputs.notes import headlines, notes
 from loadtest.outputs.panels import GROUPS, Group, Panel, curves, kinds, labels
+from loadtest.outputs.servers import servers
 from loadtest.outputs.svg import legend_marker, plot
 from loadtest.outputs.words import counted
 from sglang_moe_opt.files import write_atomically
@@ -42,7 +43,7 @@ def page(analysis: Analysis) -> str:
 {pages.headlines(headlines(analysis))}
 {_legend(analysis)}
 {plots}
-<h2>Every point</h2>
+{_servers(analysis)}<h2>Every point</h2>
 <p class="soft">Click a column to sort by it. Speed-ups are tinted where their interval does not include 1.</p>
 {points_table(analysis)}
 <h2>Before you quote a number</h2>
@@ -93,6 +94,12 @@ def _figure(analysis: Analysis, panel: Panel, kind: str) -> str:
     return f"<figure><h3>{escape(panel.title)}</h3>{drawn}</figure>"
 
 
+def _servers(analysis: Analysis) -> str:
+    rows = servers(analysis)
+    about = "They run at the same time; memory is the host's, measured once, after a warm-up with the largest load."
+    return f'<h2>Servers</h2>\n<p class="soft">{about}</p>\n{servers_table(analysis, rows)}\n' if rows else ""
+
+
 def _baseline(analysis: Analysis) -> str:
     first = {analysis.baseline_of(arm) for arm in analysis.arms}
     return first.pop() if len(first) == 1 else "the first arm of their run"
@@ -128,4 +135,5 @@ def _arm(arm: ArmEntry) -> str:
         for label, (hint, share) in ((escape(name), value) for name, value in arm.hints.items())
     )
     na = "" if arm.mean_na is None else f", mean na {arm.mean_na:.3g}"
-    return f"{escape(arm.label)} at {escape(arm.url)}{na}: {hints}"
+    plan = f", plan {escape(arm.plan.name)} <code>{arm.plan.digest}</code>" if arm.plan else ""
+    return f"{escape(arm.label)} at {escape(arm.url)}{plan}{na}: {hints}"

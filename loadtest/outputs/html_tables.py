@@ -1,12 +1,15 @@
-"""The page's tables: every point with its caveats, and how every metric is derived."""
+"""The page's tables: every point with its caveats, the servers of plans, and how every metric is derived."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from statistics import fmean
 
 from loadtest.analysis import SPEEDUP_OF, Analysis, Cell, Spread
 from loadtest.metrics import ALL, BY_TAG
 from loadtest.outputs import looks, tips
+from loadtest.outputs.servers import COLUMNS, ServerRow, megabytes
 from loadtest.outputs.svg import legend_marker, row_key
 from loadtest.outputs.words import counted, ends, interval, number, verdict
 from sglang_moe_opt.report.tables import head, table
@@ -63,6 +66,23 @@ def points_table(analysis: Analysis) -> str:
             f'<tr data-row="{escape(row_key(cell.arm, cell.load))}" data-series="{analysis.arms.index(cell.arm)}" '
             f'data-tip="{escape(tips.of_cell(cell))}">{"".join(cells)}</tr>'
         )
+    return table(heads, rows)
+
+
+def servers_table(analysis: Analysis, servers: Sequence[ServerRow]) -> str:
+    """One line for each server, with the marker of its first arm."""
+    heads = [head("server", "text"), head("experts a layer")]
+    heads += [head(name, small="MB", title=about) for name, about in COLUMNS.values()]
+    rows = []
+    for server in servers:
+        name = f"{legend_marker(looks.names(analysis).index(server.arm))}&nbsp;{escape(server.name)}"
+        values = [getattr(server, column) for column in COLUMNS]
+        cells = [f'<td data-value="{fmean(server.kept):.6g}">{server.experts}</td>']
+        cells += [
+            '<td data-value=""></td>' if value is None else f'<td data-value="{value:.6g}">{megabytes(value)}</td>'
+            for value in values
+        ]
+        rows.append(f'<tr><th scope="row" class="wrap">{name}</th>{"".join(cells)}</tr>')
     return table(heads, rows)
 
 

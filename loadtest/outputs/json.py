@@ -8,6 +8,8 @@ metrics{}         by tag: header, unit, better ("more", "less" or ""), about (ho
 points[]          arm, load, baseline (null for the first arm), caveats[], errors{} with counts, and
   metrics{}       by tag: median, low, high (quartiles over the rounds), all[], unit
   speedup{}       by tag: median, low, high, all[], interval ("95 %" or "range" of fewer than 3 rounds)
+servers[]         of runs with prune plans only: server, arm (its first), experts_per_layer[], num_experts, and in MB
+                  expert_mb, removed_mb, scheduler_mb, all_mb, freed_mb (null where not known)
 imported[]        source, concurrency, metrics{} by tag: points of other tools
 headlines[], notes[]   in sentences
 """
@@ -22,6 +24,7 @@ from loadtest.analysis import Analysis, Cell, Run, Spread
 from loadtest.folder import KIND
 from loadtest.metrics import ALL, BY_TAG
 from loadtest.outputs.notes import headlines, notes
+from loadtest.outputs.servers import ServerRow, servers
 from loadtest.outputs.words import interval_kind
 from sglang_moe_opt.files import write_atomically
 
@@ -55,6 +58,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
             for metric in ALL
         },
         "points": [_point(analysis, cell) for cell in analysis.cells],
+        **({"servers": [_server(row) for row in rows]} if (rows := servers(analysis)) else {}),
         "imported": [
             {
                 "source": point.source,
@@ -74,7 +78,22 @@ def rounded(value: float) -> float:
 
 def _run(run: Run) -> dict[str, Any]:
     what_ran = run.manifest.model_dump(mode="json", exclude={"kind", "version", "model_config_json"})
+    for arm in what_ran["arms"]:  # as before where there are no plans
+        for name in ("plan", "memory"):
+            if arm[name] is None:
+                del arm[name]
     return {"name": run.name, "folder": run.folder.name, "missing": list(run.missing), **what_ran}
+
+
+def _server(row: ServerRow) -> dict[str, Any]:
+    sizes = {name: getattr(row, name) for name in ("expert_mb", "removed_mb", "scheduler_mb", "all_mb", "freed_mb")}
+    return {
+        "server": row.name,
+        "arm": row.arm,
+        "experts_per_layer": list(row.kept),
+        "num_experts": row.num_experts,
+        **{name: None if value is None else rounded(value) for name, value in sizes.items()},
+    }
 
 
 def _point(analysis: Analysis, cell: Cell) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from loadtest.analysis import SPEEDUP_OF, Analysis, Cell
 from loadtest.load import Load
+from loadtest.outputs.servers import megabytes, servers
 from loadtest.outputs.words import ROUNDS_OF_AN_INTERVAL, at, counted, interval, labels, verdict, with_unit
 
 HEADLINE = SPEEDUP_OF[0]
@@ -18,8 +19,9 @@ MANY_ARMS = 5
 
 
 def headlines(analysis: Analysis) -> list[str]:
-    """The largest speed-up, where there is none, throughput under the largest load, and failures."""
-    return [*_best(analysis), *_without_gain(analysis), *_largest_loads(analysis), _failures(analysis)]
+    """The largest speed-up, where there is none, throughput under the largest load, memory of plans, and failures."""
+    gains = [*_best(analysis), *_without_gain(analysis), *_largest_loads(analysis)]
+    return [*gains, *_memory(analysis), _failures(analysis)]
 
 
 def notes(analysis: Analysis) -> list[str]:
@@ -85,6 +87,17 @@ def _largest_loads(analysis: Analysis) -> list[str]:
 
 def _total(cell: Cell) -> str:
     return f"{cell.arm} {with_unit(HEADLINE, cell.values[HEADLINE].median)}"
+
+
+def _memory(analysis: Analysis) -> list[str]:
+    """One sentence for each plan."""
+    return [
+        f"{row.name} keeps {row.experts} experts a layer, {megabytes(row.removed_mb)} MB of weights less: "
+        f"its scheduler holds {megabytes(row.scheduler_mb)} MB, {megabytes(abs(row.freed_mb))} MB "
+        f"{'less' if row.freed_mb >= 0 else 'more'} than the whole model's."
+        for row in servers(analysis)
+        if row.freed_mb is not None
+    ]
 
 
 def _failures(analysis: Analysis) -> str:

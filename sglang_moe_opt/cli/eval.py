@@ -114,9 +114,8 @@ def _run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def serve(plan: NamedPlan | None) -> AbstractContextManager[str]:
-        under = [] if plan is None else ["--moe-prune-plan", str(plan.file)]
-        title = f"{model} under {plan.name}" if plan else None
-        return own_server(str(model), request.config, ["--dtype", dtype, *under], console, title)
+        named = (plan.name, plan.file) if plan else None
+        return own_server(str(model), request.config, ["--dtype", dtype], console, named)
 
     if prune_plans:
         path = resolve_model(str(model))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sglang_moe_opt.cli.eval import DATA_ENV
-from sglang_moe_opt.cli.own_server import own_server
-from sglang_moe_opt.cli.serve import has_accelerator
+from sglang_moe_opt.cli.own_server import own_servers, policy_of
+from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.fields import FieldError
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def loadtest(
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Another server as a curve in the same run: NAME=URL. Repeatable.")
+    ] = None,
+    prune_plan: Annotated[
+        list[str] | None,
+        typer.Option(help="A plan to serve beside the whole model, every profile a curve: NAME=FILE. Repeatable."),
     ] = None,
     concurrency: Annotated[
         str | None, typer.Option(help="Requests at a time, comma-separated. Default: the paper's, 2 to 784.")
@@ -84,7 +89,12 @@ def loadtest(
         raise ValueError("--url or --model: one of them says what to test")
     if resume and out is None:
         raise ValueError("--resume: say with --out DIR which run to go on with")
+    if url is not None and prune_plan:
+        raise ValueError(
+            "--prune-plan is for servers that --model starts: show those that run with --baseline NAME=URL"
+        )
     from loadtest.metrics.goodput import parse_goodput
+    from loadtest.plans import parse_plans
     from loadtest.servers import end_on_sigterm
     from loadtest.sweep import Options
 
@@ -110,7 +120,7 @@ def loadtest(
         resume=resume,
     )
     folder = out or Path("results") / f"loadtest-{datetime.now():%Y%m%d-%H%M%S}"
-    curves = _Curves(profiles, tuple(mix or ()), _named(baseline or []), config)
+    curves = _Curves(profiles, mix or [], _named(baseline or []), parse_plans(prune_plan or []), config)
     try:
         _run(options, curves, url, model, api, folder, tuple(import_ or ()), as_json)
     except KeyboardInterrupt:
@@ -118,11 +128,15 @@ def loadtest(
         raise typer.Exit(130) from None
 
 
+@dataclass(frozen=True)
 class _Curves:
-    """What to draw: schedules of the server under test, mixes of them, and other servers."""
+    """What to draw: schedules of the model, mixes of them, other servers by name, and plans by name."""
 
-    def __init__(self, profiles: str, mixes: tuple[str, ...], others: Mapping[str, str], config: Path | None) -> None:
-        self.profiles, self.mixes, self.others, self.config = profiles, mixes, others, config
+    profiles: str
+    mixes: Sequence[str]
+    others: Mapping[str, str]
+    plans: Mapping[str, Path]
+    config: Path | None
 
 
 def _run(
@@ -135,13 +149,12 @@ def _run(
     imported: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    from dataclasses import replace
-
     from rich.console import Console
 
-    from loadtest.arms import build_arms
+    from loadtest.arms import WHOLE, build_arms, parse_curves
     from loadtest.folder import LoadtestFolder
     from loadtest.generators import GeneratorError
+    from loadtest.plans import check_plans
     from loadtest.prompts import parse
     from loadtest.sweep import Sweep, SweepError, is_here
     from loadtest.target import find_target
@@ -149,15 +162,25 @@ def _run(
 
     # Refuse what is wrong before a server starts.
     parse(options.prompts, vocab_size=1 << 16, data_dir=options.data_dir, seed=0)
+    wanted = parse_curves(curves.profiles, curves.mixes, curves.plans, curves.others)
+    plans = check_plans(curves.plans, resolve_model(str(model)), policy_of(curves.config)) if curves.plans else {}
     needs_text = not options.prompts.startswith("random:")
     console = Console(stderr=True)
-    own = nullcontext(url) if url else own_server(str(model), curves.config, _room(options), console)
-    with own as address:
-        target = find_target(str(address), api, needs_text=needs_text, model=model if url else None)
-        targets = {target.url: target}
-        others = {name: find_target(other, api, needs_text=needs_text) for name, other in curves.others.items()}
-        targets |= {other.url: other for other in others.values()}
-        arms = build_arms(target, curves.profiles, curves.mixes, others, curves.config)
+    with ExitStack() as stack:
+        addresses = dict(curves.others)
+        if url:
+            addresses[WHOLE] = url
+        else:
+            files = {name: plan.file for name, plan in plans.items()}
+            own = stack.enter_context(own_servers(str(model), curves.config, _room(options), console, files))
+            addresses |= {name: running.url for name, running in own.items()}
+            if plans:
+                options = replace(options, memory={running.url: running.resident for running in own.values()})
+        target = find_target(addresses.pop(WHOLE), api, needs_text=needs_text, model=model if url else None)
+        servers = {WHOLE: target}
+        servers |= {name: find_target(other, api, needs_text=needs_text) for name, other in addresses.items()}
+        targets = {server.url: server for server in servers.values()}
+        arms = build_arms(wanted, servers, {name: plan.entry for name, plan in plans.items()}, curves.config)
         if options.trace:
             options = replace(options, max_input=_longest_prompt(options, target, console))
         if is_here(target.url) and not has_accelerator():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from sglang_moe_opt import __version__
 from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.cli.prune_export import export
+from sglang_moe_opt.cli.prune_refine import refine
 from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.files import sha256_of
@@ -28,6 +30,7 @@ from sglang_moe_opt.pruning.statistics import STATISTICS_FILE, ExpertStatistics
 
 prune_app = typer.Typer(help="Models with fewer experts.", no_args_is_help=True)
 prune_app.command("export")(export)
+prune_app.command("refine")(refine)
 
 
 @prune_app.callback()
@@ -56,7 +59,9 @@ def plan(
         if sensitivity is not None and not global_budget:
             raise FieldError("--sensitivity", str(sensitivity), "only together with --global-budget")
         folder, config = read_model(model)
-        evidence = gather(chosen, MoEShape.from_config(config), folder, statistics, seed)
+        evidence = replace(
+            gather(chosen, MoEShape.from_config(config), folder, statistics, seed), equal_groups=not unequal_groups
+        )
         made = make_plan(
             evidence,
             chosen,

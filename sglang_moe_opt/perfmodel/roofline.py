@@ -42,7 +42,8 @@ def decode_step(shape: MoEShape, *, tokens: int, na: float, distinct_experts: fl
         distinct_experts: per MoE layer, mean: the experts whose weights the batch reads.
         context: cached tokens of each sequence, mean.
 
-    Attention's own operations are left out: at contexts below the hidden size they are a few percent.
+    Attention's own operations are left out: at contexts below the hidden size they are a few percent. The router counts
+    with all its rows: those that a pruned one lacks are at most a few thousandths of the bytes.
     """
     weights = shape.weight_bytes_per_token([0.0] * shape.num_moe_layers)["fixed"]
     routed = shape.num_moe_layers * distinct_experts * shape.expert_bytes

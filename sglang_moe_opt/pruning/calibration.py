@@ -2,7 +2,7 @@
 
 job.json            what is calibrated: model, corpus, tokens; only the same can be gone on with
 recorded/           one file a group, complete or absent; a group is recorded by one server at one go
-statistics.*, inputs.safetensors    when all groups are there; the rest is removed then
+statistics.*, inputs.safetensors, corpus.safetensors    when all groups are there; the rest is removed then
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sglang_moe_opt.files import write_atomically
 from sglang_moe_opt.pruning.corpus import Corpus
-from sglang_moe_opt.pruning.statistics import INPUTS_FILE, PROVENANCE_FILE, ExpertStatistics
+from sglang_moe_opt.pruning.statistics import CORPUS_FILE, INPUTS_FILE, PROVENANCE_FILE, ExpertStatistics
 
 JOB_FILE: Final = "job.json"
 RECORDED: Final = "recorded"
@@ -131,6 +131,7 @@ class Calibration:
         """
         files = [self.group_file(index) for index in range(len(self.groups))]
         self._write_inputs(files)
+        self.corpus.save(self.folder / CORPUS_FILE)
         total = _add_up(files)
         total["provenance"] = {
             "job": self.job,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_moe_opt.fields import is_int, show
+from sglang_moe_opt.files import write_atomically
 
 Ids = NDArray[np.int32]
 Document = str | list[int]
@@ -47,6 +48,26 @@ class Corpus:
         for piece in self.pieces:
             state.update(piece.tobytes())
         return state.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write ``ids`` int32 [tokens] and ``starts`` int64 [pieces + 1] as safetensors, whole or not at all."""
+        from safetensors.numpy import save
+
+        write_atomically(path, save({"ids": np.concatenate(self.pieces), "starts": self.starts}))
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Read what :meth:`save` wrote. Raises ValueError, one line that begins with the path."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(path.read_bytes())
+            return cls(tuple(np.split(tensors["ids"], tensors["starts"][1:-1])))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}; moe-opt calibrate writes it") from None
+        except (KeyError, SafetensorError) as error:
+            raise ValueError(f"{path}: {error}; not the text of a calibration") from None
 
     def runs(self, pieces: range, tokens: int) -> list[range]:
         """``pieces`` in consecutive runs of about so many tokens."""

@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 STATISTICS_FILE: Final = "statistics.safetensors"
 PROVENANCE_FILE: Final = "statistics.json"
 INPUTS_FILE: Final = "inputs.safetensors"
+CORPUS_FILE: Final = "corpus.safetensors"
 FORMAT: Final = 1
 
 PER_EXPERT: Final = ("hard", "soft", "reap", "easy_ep", "norm")

@@ -109,14 +109,14 @@ def test_each_plan_is_served_under_its_name(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = write_odd_plan(model, tmp_path / "odd.json")
-    started: list[tuple[str | None, list[str]]] = []
+    started: list[tuple[str, Path] | None] = []
 
     @contextmanager
     def own_server(
-        path: str, config: Path | None, extra: list[str], console: object, title: str | None
+        path: str, config: Path | None, extra: list[str], console: object, named: tuple[str, Path] | None
     ) -> Iterator[str]:
-        started.append((title, extra))
-        with fake_server(model, plan=Path(extra[-1]) if "--moe-prune-plan" in extra else None) as server:
+        started.append(named)
+        with fake_server(model, plan=named and named[1]) as server:
             yield server.url
 
     monkeypatch.setattr(command, "own_server", own_server)
@@ -126,9 +126,7 @@ def test_each_plan_is_served_under_its_name(
     assert run(["eval", *options]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert [row["label"] for row in summary["schedules"]] == ["full", "fast", "half", "half/fast"]
-    whole, pruned = started
-    assert whole == (None, ["--dtype", "auto"])
-    assert pruned == (f"{model} under half", ["--dtype", "auto", "--moe-prune-plan", str(plan)])
+    assert started == [None, ("half", plan)]
     assert run(["eval", *options, "--resume"]) == 0
     assert len(started) == 2
 

@@ -92,7 +92,7 @@ def plan_entry(name: str, kept: int, **method: Any) -> PlanEntry:
 PLANS = (
     plan_entry("reap-48", 48, criterion="reap", keep=48),
     plan_entry("reap-16", 16, criterion="reap", keep=16),
-    plan_entry("merged <16>", 16, criterion="reap", merge={"method": "average"}),
+    plan_entry("merged <16>", 16, criterion="reap", merge="average", merge_by="output"),
 )
 PLAN_SCHEDULES = {"full": "full", "na=4": {"na": 4}}
 

@@ -172,15 +172,15 @@ def test_pages_without_plans_do_not_speak_of_them(comparison: Comparison) -> Non
 
 def test_methods_are_told_apart_and_amounts_are_not() -> None:
     names = [method_name(plan) for plan in PLANS]
-    assert names == ["reap", "reap", "reap + average"]
-    more = {"criterion": "soft", "budget": "global", "compensation": True, "keep": 3}
-    assert method_name(PLANS[0].model_copy(update={"method": more})) == "soft + compensation, global budget"
+    assert names == ["reap", "reap", "reap + average by output"]
+    more = {"criterion": "soft", "budget": "global", "compensate": "least squares", "keep": 3}
+    assert method_name(PLANS[0].model_copy(update={"method": more})) == "soft, global budget + least squares"
     assert method_name(PLANS[0].model_copy(update={"method": {"seed": 1}})) == "reap-48"
 
 
 def test_a_series_runs_to_the_whole_model_under_the_same_schedule(pruned: Comparison) -> None:
     found = {one.name: one for one in series(pruned, "bits_per_byte")}
-    assert list(found) == ["reap", "reap/na=4", "reap + average", "reap + average/na=4"]
+    assert list(found) == ["reap", "reap/na=4", "reap + average by output", "reap + average by output/na=4"]
     assert [(p.x, p.row.label) for p in found["reap"].points] == [(25, "reap-16"), (75, "reap-48"), (100, "full")]
     assert found["reap/na=4"].points[-1].row.label == "na=4"
     assert len({one.number for one in found.values()}) == 4

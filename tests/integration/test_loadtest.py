@@ -13,6 +13,7 @@ from server import EDITED, UNCONFIGURED, Kind, Server, Servers
 from loadtest.analysis import Analysis, Cell, analyse
 from loadtest.folder import LoadtestFolder
 from loadtest.load import Load
+from loadtest.outputs.servers import servers
 from sglang_moe_opt.cli.main import run
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -63,6 +64,28 @@ def test_hints_to_a_server_without_skipping_are_refused(
     assert run(["loadtest", "--url", server.url, "--profiles", "full,na=2", "--out", str(tmp_path / "run")]) == 1
     assert "the server ignores skip hints" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("points/*"))
+
+
+def test_a_pruned_model_is_measured_beside_the_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model, plan, out = "shape:tiny-v2@2", tmp_path / "half.json", tmp_path / "run"
+    assert run(["prune", "plan", "--model", model, "--criterion", "even", "--keep", "16", "--out", str(plan)]) == 0
+    short = ("--prompts", "random:8", "--output-len", "8", "--seconds", "0.5", "--max-seconds", "60")
+    command = ["loadtest", "--model", model, "--prune-plan", str(plan), *short, "--concurrency", "8"]
+    assert run([*command, "--profiles", "full,na=2", "--rounds", "1", "--out", str(out)]) == 0
+    found = analyse([out])
+    assert found.arms == ("full", "na=2", "half", "half/na=2")
+    assert not found.failures
+    distinct = {arm: cell(found, arm, 8).values["distinct_experts"].median for arm in found.arms}
+    assert 16 < distinct["full"] <= 48  # 8 times 6 of 64
+    assert 1 < distinct["half/na=2"] < distinct["half"] <= 16
+    assert cell(found, "half", 8).values["mb_per_token"].median < cell(found, "full", 8).values["mb_per_token"].median
+    rows = servers(found)
+    assert [(row.name, row.experts) for row in rows] == [("whole model", "64 of 64"), ("half", "16 of 64")]
+    assert all(row.scheduler_mb and row.all_mb and row.all_mb > row.scheduler_mb > 100 for row in rows)
+    assert "its scheduler holds" in capsys.readouterr().out
 
 
 def test_a_hint_that_the_model_does_not_allow_is_refused(

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.folder import ArmEntry, ClientSide, LoadtestFolder, Manifest, PointFile, ServerSide
+from loadtest.folder import (
+    ArmEntry,
+    ClientSide,
+    LoadtestFolder,
+    Manifest,
+    PlanEntry,
+    PointFile,
+    ServerMemory,
+    ServerSide,
+)
 from loadtest.load import Load
 from loadtest.record import Record
 from sglang_moe_opt.perfmodel.roofline import expected_distinct_experts
@@ -33,6 +42,7 @@ def write_load(
     noise: float = 0.01,
     failures: int = 0,
     goodput_ms: Mapping[str, float] | None = None,
+    plans: Mapping[str, Sequence[int]] | None = None,
     tells: bool = True,
     model: str = "mini-v2 <test>",
     seed: int = 0,
@@ -41,10 +51,11 @@ def write_load(
 
     Args:
         failures: requests of each point that fail, of the first arm's largest load alone.
+        plans: experts that each MoE layer keeps, of the arms whose server is pruned.
         tells: the server tells about its batch and its experts, the machine about its ceilings.
     """
     folder = LoadtestFolder(root)
-    folder.write_manifest(_manifest(arms, loads, rounds, goodput_ms or {}, model))
+    folder.write_manifest(_manifest(arms, loads, rounds, goodput_ms or {}, plans or {}, model))
     for turn in range(1, rounds + 1):
         for number, label in enumerate(loads):
             for arm, na in arms.items():
@@ -61,19 +72,46 @@ def step_s(na: float, users: int) -> float:
     return 0.004 + 0.0002 * (users > 1) * expected_distinct_experts(EXPERTS, na, users) + 0.0001 * users
 
 
+def plan_of(name: str, kept: Sequence[int]) -> PlanEntry:
+    """Of experts of 10 MB."""
+    sizes = {"kept_bytes": sum(kept) * 10**7, "full_bytes": len(kept) * EXPERTS * 10**7}
+    return PlanEntry(name=name, digest=f"{sum(kept):032x}", kept=tuple(kept), num_experts=EXPERTS, **sizes)
+
+
+def memory_of(kept: Sequence[int]) -> ServerMemory:
+    """500 MB besides the experts, and 1500 MB of other processes."""
+    return ServerMemory(scheduler_bytes=sum(kept) * 10**7 + 500 * 10**6, all_bytes=sum(kept) * 10**7 + 2000 * 10**6)
+
+
+def _arm(label: str, na: float, plans: Mapping[str, Sequence[int]]) -> ArmEntry:
+    """Each plan has a server of its own."""
+    plan = plan_of(label, plans[label]) if label in plans else None
+    layers = len(next(iter(plans.values()), ()))
+    return ArmEntry(
+        label=label,
+        url=f"http://localhost:{30000 + (list(plans).index(label) + 1 if plan else 0)}",
+        hints={label: ({"na": int(na)}, 1.0)},
+        mean_na=na,
+        plan=plan,
+        memory=memory_of(plan.kept if plan else [EXPERTS] * layers) if plans else None,
+    )
+
+
 def _manifest(
-    arms: Mapping[str, float], loads: Sequence[str], rounds: int, goodput_ms: Mapping[str, float], model: str
+    arms: Mapping[str, float],
+    loads: Sequence[str],
+    rounds: int,
+    goodput_ms: Mapping[str, float],
+    plans: Mapping[str, Sequence[int]],
+    model: str,
 ) -> Manifest:
-    url = "http://localhost:30000"
     return Manifest(
         created="2026-01-02T03:04:05+00:00",
         command=["moe-opt", "loadtest", "--profiles", "full,na=4,na=2", "--config", "a policy.yaml"],
         model=model,
         model_fingerprint="0123456789abcdef",
         model_config_json=CONFIG,
-        arms=[
-            ArmEntry(label=arm, url=url, hints={arm: ({"na": int(na)}, 1.0)}, mean_na=na) for arm, na in arms.items()
-        ],
+        arms=[_arm(label, na, plans) for label, na in arms.items()],
         loads=list(loads),
         rounds=rounds,
         prompts=f"random:{INPUT}",

@@ -122,6 +122,21 @@ def test_the_roofline_is_that_of_a_decode_step_of_the_whole_batch() -> None:
     assert [value(tag, measurement) for tag in ("running", "waiting", "client_cores")] == [2, 0, 0.25]
 
 
+def test_a_pruned_server_touches_only_what_each_layer_has_left() -> None:
+    shape = MoEShape.from_config(CONFIG)
+    records = [record(0.0, (0.1, 0.12, 0.14), tokens=3, prompt=20)]
+    kept = (64, 32, 16, 8)
+    measured = Measurement(point(load="c8"), records, shape=shape, mean_na=6, kept=kept)
+    distinct = [experts * (1 - (1 - 6 / experts) ** 8) for experts in kept]
+    step = decode_step(shape, tokens=8, na=6, distinct_experts=sum(distinct) / 4, context=21.5)
+    assert value("mb_per_token", measured) == pytest.approx(step.bytes / 8 / 1e6)
+    whole = Measurement(point(load="c8"), records, shape=shape, mean_na=6)
+    less = 4 * distinct[0] - sum(distinct)
+    saved = (value("gb_s", whole) or 0) - (value("gb_s", measured) or 0)
+    assert saved == pytest.approx(less * shape.expert_bytes / 0.02 / 1e9)
+    assert value("gflop_s", whole) == value("gflop_s", measured)
+
+
 @pytest.mark.parametrize("tag", ["gb_s", "bandwidth_share", "mb_per_token", "distinct_experts", "running"])
 def test_what_is_not_known_is_none(tag: str) -> None:
     assert value(tag, Measurement(point(), [record(0.0, (0.1, 0.2), 2)])) is None

@@ -19,6 +19,7 @@ from loadtest.outputs import console, looks, write_all
 from loadtest.outputs.html import page
 from loadtest.outputs.json import summary
 from loadtest.outputs.notes import caveats, headlines, notes
+from loadtest.outputs.servers import servers
 from tests.loadtest.synthetic_load import ARMS, LOADS, write_load
 
 PLOTS = {"throughput.png", "speedup.png", "latency.png", "experts.png", "bandwidth.png"}
@@ -180,6 +181,86 @@ def test_an_arm_without_points_does_not_stop_the_report(tmp_path: Path) -> None:
     analysis = analyse([folder.root])
     assert analysis.cell("na=2", Load.parse("c4")) is None
     assert page(analysis)
+
+
+def test_servers_under_plans_have_a_table_in_every_format(tmp_path: Path) -> None:
+    arms = {"full": 6.0, "na=2": 2.0, "half": 6.0, "lean<1>": 6.0}
+    plans = {"half": [32] * 4, "lean<1>": [64, 32, 16, 16]}
+    analysis = analyse([write_load(tmp_path / "run", arms, ("c4",), plans=plans).root])
+    written = write_all(analysis, tmp_path / "out")
+    assert (tmp_path / "out" / "memory.png") in written
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [server["server"] for server in found["servers"]] == ["whole model", "half", "lean<1>"]
+    assert found["servers"][0] | {"scheduler_mb": 3060.0, "freed_mb": None, "removed_mb": 0.0} == found["servers"][0]
+    assert found["servers"][2] == {
+        "server": "lean<1>",
+        "arm": "lean<1>",
+        "experts_per_layer": [64, 32, 16, 16],
+        "num_experts": 64,
+        "expert_mb": 1280.0,
+        "removed_mb": 1280.0,
+        "scheduler_mb": 1780.0,
+        "all_mb": 3280.0,
+        "freed_mb": 1280.0,
+    }
+    assert [("plan" in arm, "memory" in arm) for arm in found["runs"][0]["arms"]] == [(False, True)] * 2 + [
+        (True, True)
+    ] * 2
+    lines = list(csv.DictReader(StringIO((tmp_path / "out" / "summary.csv").read_text())))
+    of_half = {
+        line["metric"]: (line["value"], line["unit"]) for line in lines if (line["arm"], line["load"]) == ("half", "")
+    }
+    assert of_half == {
+        "experts_per_layer": ("32.0", ""),
+        "expert_mb": ("1280.0", "MB"),
+        "scheduler_mb": ("1780.0", "MB"),
+        "freed_mb": ("1280.0", "MB"),
+        "all_mb": ("3280.0", "MB"),
+    }
+    text = page(analysis)
+    assert "<h2>Servers</h2>" in text and "16 to 64 (mean 32) of 64" in text
+    assert "lean&lt;1&gt;" in text and "lean<1>" not in text
+    output = StringIO()
+    console.show(analysis, Console(file=output, width=120))
+    assert re.search(r"half +32 of 64 +1,280 +1,780 +1,280 +3,280", output.getvalue())
+    assert (
+        "half keeps 32 of 64 experts a layer, 1,280 MB of weights less: its scheduler holds 1,780 MB, 1,280 MB less "
+        "than the whole model's."
+    ) in headlines(analysis)
+
+
+def test_servers_without_a_measured_memory_are_shown_without_it(tmp_path: Path) -> None:
+    folder = write_load(tmp_path / "run", {"full": 6.0, "half": 6.0}, ("c4",), plans={"half": [32] * 4})
+    manifest = folder.read_manifest()
+    arms = [arm.model_copy(update={"memory": None}) for arm in manifest.arms]
+    folder.write_manifest(manifest.model_copy(update={"arms": arms}))
+    analysis = analyse([folder.root])
+    assert "memory.png" not in {path.name for path in write_all(analysis, tmp_path / "out")}
+    assert [row["freed_mb"] for row in summary(analysis)["servers"]] == [None, None]
+    assert "32 of 64" in page(analysis)
+    assert not any("its scheduler holds" in line for line in headlines(analysis))
+
+
+def test_reports_without_plans_have_no_servers(analysis: Analysis) -> None:
+    found = summary(analysis)
+    assert "servers" not in found
+    assert {"plan", "memory"}.isdisjoint(found["runs"][0]["arms"][0])
+    assert "<h2>Servers</h2>" not in page(analysis)
+    beside = Analysis(analysis.runs, analysis.arms, analysis.loads, analysis.cells)
+    output = StringIO()
+    console.show(beside, Console(file=output, width=120))
+    assert "Servers" not in output.getvalue()
+
+
+def test_servers_of_several_runs_are_told_apart(tmp_path: Path) -> None:
+    plans = {"half": [32] * 4}
+    roots = [
+        write_load(tmp_path / name, {"full": 6.0, "half": 6.0}, ("c4",), plans=plans if name != "b" else None).root
+        for name in ("a", "b", "c")
+    ]
+    found = servers(analyse(roots))
+    assert [row.name for row in found] == ["a: whole model", "a: half", "c: whole model", "c: half"]
+    assert [row.arm for row in found] == ["a: full", "a: half", "c: full", "c: half"]
 
 
 def test_sixteen_curves_look_different() -> None:

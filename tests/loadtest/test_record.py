@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path) -> None:
     assert folder.has_point(1, load, "na=2")
     assert folder.read_point(1, load, "na=2") == (POINT, [ANSWERED, FAILED])
     assert folder.read_manifest() == manifest()
+
+
+def test_arms_of_older_runs_have_neither_plan_nor_memory(tmp_path: Path) -> None:
+    older = manifest().model_dump(mode="json")
+    for arm in older["arms"]:
+        del arm["plan"], arm["memory"]
+    LoadtestFolder(tmp_path).manifest_file.write_text(json.dumps(older))
+    assert LoadtestFolder(tmp_path).read_manifest() == manifest()
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

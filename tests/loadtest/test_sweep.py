@@ -15,12 +15,13 @@ import pytest
 
 from eval.results import ResultsError
 from loadtest.analysis import analyse
-from loadtest.folder import ArmEntry, LoadtestFolder
+from loadtest.folder import ArmEntry, LoadtestFolder, PlanEntry, ServerMemory
 from loadtest.load import Load
 from loadtest.sse_server import Fault, Schedule, sse_server
 from loadtest.sweep import Options, Sweep, SweepError
 from loadtest.target import Target, find_target
 from sglang_moe_opt.cli.main import run
+from tests.loadtest.synthetic_load import plan_of
 
 pytestmark = pytest.mark.server  # on a busy machine times mean nothing
 
@@ -87,6 +88,35 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
             sweep(tmp_path, {"b": target(served.url)}, resume=True).run()
     assert len(list(tmp_path.glob("points/*.json"))) == 4
     assert all(file.read_bytes() == content for file, content in before.items()), "nothing is measured twice"
+
+
+def test_memory_is_measured_once_and_a_plan_belongs_to_the_run(tmp_path: Path) -> None:
+    held = [ServerMemory(scheduler_bytes=size, all_bytes=2 * size) for size in (1, 2, 3)]
+    found: list[ServerMemory] = []
+
+    def measure() -> ServerMemory:
+        assert not list(tmp_path.glob("points/*"))
+        found.append(held[len(found)])
+        return found[-1]
+
+    def arms(plan: PlanEntry, url: str) -> list[ArmEntry]:
+        whole = [ArmEntry(label=label, url=url, hints={label: (None, 1.0)}) for label in ("full", "na=2")]
+        return [*whole, ArmEntry(label="half", url=url + "/", hints={"full": (None, 1.0)}, plan=plan)]
+
+    def run(plan: PlanEntry, rounds: int, resume: bool, memory: Any = None) -> list[ArmEntry]:
+        with sse_server(QUICK) as served:
+            both = {url: target(served.url) for url in (served.url, served.url + "/")}
+            quick = {"seconds": 0.2, "max_seconds": 5, "patience_s": 1, "rounds": rounds, "resume": resume}
+            options = Options(LOADS[:1], "random:4", 8, memory=dict.fromkeys(both, memory or measure), **quick)
+            Sweep(arms(plan, served.url), both, options, LoadtestFolder(tmp_path)).run()
+        return LoadtestFolder(tmp_path).read_manifest().arms
+
+    half = plan_of("half", [32, 32])
+    assert [arm.memory for arm in run(half, 1, False)] == [held[0], held[0], held[1]]
+    again = run(half, 2, True, lambda: held[2])
+    assert [arm.memory for arm in again] == [held[0], held[0], held[1]], "as it was when the run began"
+    with pytest.raises(ResultsError, match="other arms: full, na=2, half"):
+        run(plan_of("half", [16, 16]), 2, True)
 
 
 def test_faults_are_counted_per_point(tmp_path: Path) -> None:

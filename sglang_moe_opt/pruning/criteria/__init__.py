@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sglang_moe_opt.fields import FieldError
-from sglang_moe_opt.pruning.criteria import easy_ep, hard, norm, random, reap, soft, structured
+from sglang_moe_opt.pruning.criteria import easy_ep, greedy, hard, norm, random, reap, soft, structured
 from sglang_moe_opt.pruning.criteria.base import Criterion, Evidence, Scores
 
 CRITERIA: Final[dict[str, Criterion]] = {
@@ -18,6 +18,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
         reap.CRITERION,
         easy_ep.CRITERION,
         norm.CRITERION,
+        greedy.CRITERION,
     )
 }
 

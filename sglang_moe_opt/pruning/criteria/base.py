@@ -25,6 +25,7 @@ class Evidence:
         statistics: from calibration; None for criteria that need none.
         statistics_folder: where they came from; the sampled inputs of the layers lie beside them.
         checkpoint: folder of the full model, for criteria that compute expert outputs.
+        equal_groups: every group of the router is to keep the same number.
     """
 
     shape: MoEShape
@@ -32,6 +33,7 @@ class Evidence:
     statistics: ExpertStatistics | None = None
     statistics_folder: Path | None = None
     checkpoint: Path | None = None
+    equal_groups: bool = True
 
     @property
     def size(self) -> tuple[int, int]:

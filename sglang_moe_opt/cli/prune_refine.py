@@ -1,0 +1,95 @@
+"""`moe-opt prune refine`: make a plan's kept experts take over for the removed ones."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sglang_moe_opt.cli.prune_export import local_checkpoint
+
+if TYPE_CHECKING:
+    from sglang_moe_opt.plan import PrunePlan
+    from sglang_moe_opt.pruning.compensation import LayerFit
+    from sglang_moe_opt.pruning.refinement import Progress, Refinement
+
+
+def refine(
+    model: Annotated[str, typer.Option(help="The full model: folder, Hugging Face id, mini-v2, mini-v3.")],
+    plan: Annotated[Path, typer.Option(help="Plan file for this model.")],
+    statistics: Annotated[Path, typer.Option(help="Folder that moe-opt calibrate wrote.")],
+    out: Annotated[Path, typer.Option(help="The plan file to write; its weights go beside it.")],
+    merge: Annotated[
+        str | None, typer.Option(help="Merge removed experts into kept ones: average or neurons. Default: drop them.")
+    ] = None,
+    merge_by: Annotated[str, typer.Option(help="Which kept expert takes one up, by likeness of: router, output.")] = (
+        "router"
+    ),
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Refit down projections by least squares on the calibration's text.")
+    ] = False,
+    ridge: Annotated[float, typer.Option(help="Weight of staying near the old weights in that fit.")] = 1e-3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Merge the removed experts into the kept ones, or refit the kept ones, without training."""
+    from sglang_moe_opt.checkpoint_id import fingerprint
+    from sglang_moe_opt.model_shape import MoEShape, read_config
+    from sglang_moe_opt.plan import PrunePlan
+    from sglang_moe_opt.pruning.refinement import Refinement, save_refined
+    from sglang_moe_opt.pruning.refinement import refine as run
+
+    start = time.monotonic()
+    how = Refinement(merge, merge_by, compensate, ridge)  # type: ignore[arg-type] # checked there
+    folder, chosen = local_checkpoint(model), PrunePlan.load(plan)
+    config = read_config(folder)
+    chosen.check(MoEShape.from_config(config), fingerprint(config, folder))
+    fits: list[LayerFit] = []
+    try:
+        with _shown(chosen, how, fits, hidden=as_json) as progress:
+            tensors = run(folder, chosen, chosen.weights_path(plan), statistics, how, progress)
+        refined = save_refined(chosen, tensors, how, out)
+    except KeyboardInterrupt:
+        typer.echo(f"moe-opt: interrupted; {out} is not written", err=True)
+        raise typer.Exit(130) from None
+    result: dict[str, Any] = {
+        "plan": str(out),
+        "weights": str(refined.weights_path(out)),
+        "digest": refined.digest,
+        "method": refined.method,
+        "tensors": len(tensors),
+        "layers": [vars(fit) for fit in fits],
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    typer.echo(json.dumps(result) if as_json else f"written to {out}, with {len(tensors)} tensors beside it")
+
+
+@contextmanager
+def _shown(plan: PrunePlan, how: Refinement, fits: list[LayerFit], *, hidden: bool) -> Iterator[Progress]:
+    """A bar over the layers, and a line for each one that is compensated; fits are collected too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from sglang_moe_opt.pruning.refinement import Progress
+
+    console = Console(stderr=True, quiet=hidden)
+    steps = len(plan.layers) * ((how.merge is not None) + how.compensate)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Bar(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
+        line = bar.add_task("layers", total=steps)
+
+        def fitted(fit: LayerFit) -> None:
+            fits.append(fit)
+            console.print(
+                f"layer {fit.layer_id}: error {fit.error_before:.3f}, refitted {fit.error_after:.3f}, "
+                f"on text it did not see {fit.heldout_error:.3f}",
+                highlight=False,
+            )
+            bar.advance(line)
+
+        yield Progress(layer=lambda _: bar.advance(line), fit=fitted)

@@ -1,0 +1,46 @@
+"""Which curves are drawn, and what they are called."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.arms import WHOLE, build_arms, parse_curves
+from loadtest.target import Target
+from sglang_moe_opt.fields import FieldError
+from tests.loadtest.synthetic_load import plan_of
+
+HALF = plan_of("half", [32, 32])
+
+
+def test_every_plan_meets_every_profile_and_its_name_stands_for_the_first() -> None:
+    found = parse_curves("full,na=2", ["full=50,na=1=50"], ["half", "quarter"], ["llama.cpp"])
+    assert [(curve.label, curve.server) for curve in found] == [
+        ("full", WHOLE),
+        ("na=2", WHOLE),
+        ("full:50+na=1:50", WHOLE),
+        ("half", "half"),
+        ("half/na=2", "half"),
+        ("quarter", "quarter"),
+        ("quarter/na=2", "quarter"),
+        ("llama.cpp", "llama.cpp"),
+    ]
+    assert [[profile.label for profile, _ in curve.mix] for curve in found[3:6]] == [["full"], ["na=2"], ["full"]]
+
+
+@pytest.mark.parametrize(
+    ("plans", "others"), [(["full"], []), (["na=2"], []), (["half"], ["half"]), (["half", "half_na=2"], [])]
+)
+def test_a_label_that_is_there_twice_is_refused(plans: list[str], others: list[str]) -> None:
+    with pytest.raises(FieldError, match=r"curves: got .* each label once"):
+        parse_curves("full,na=2", [], plans, others)
+
+
+def test_an_arm_is_asked_at_its_own_server() -> None:
+    servers = {name: Target(f"http://{name or 'whole'}", "generate", "", None) for name in (WHOLE, "half", "other")}
+    arms = build_arms(parse_curves("full,na=2", [], ["half"], ["other"]), servers, {"half": HALF})
+    assert [arm.label for arm in arms] == ["full", "na=2", "half", "half/na=2", "other"]
+    assert [arm.url for arm in arms] == ["http://whole"] * 2 + ["http://half"] * 2 + ["http://other"]
+    assert [arm.plan for arm in arms] == [None, None, HALF, HALF, None]
+    assert [arm.is_baseline_server for arm in arms] == [False] * 4 + [True]
+    assert arms[3].hints == {"na=2": ({"na": 2}, 1.0)}
+    assert arms[4].hints == {"other": (None, 1.0)}
