@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -17,6 +16,7 @@ import httpx
 from eval.endpoint import HEADER, EndpointError, check_schedule, prompt_logprobs
 from eval.results import ScheduleEntry
 from eval.served import ServedModel
+from sglang_moe_opt.plan import PLAN_KEY
 from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.schedule import FULL
 
@@ -39,7 +39,8 @@ class Canary:
 
     Attributes:
         tokens: log-probabilities compared.
-        max_difference, mean_difference: to Hugging Face in fp32, nats; None where `skipped` says why not compared.
+        max_difference, mean_difference: to Hugging Face in fp32, under the same plan, nats; None where `skipped` says
+            why not compared.
         skipped: why there was no comparison.
         hint_effect: mean absolute change of a token's log-probability under the reduced schedule, nats; None where
             the schedules to be run are all full.
@@ -154,38 +155,41 @@ def _mean_difference(values: list[float], others: list[float]) -> float:
 
 def _compare(served: ServedModel, ids: list[int], full: list[float]) -> tuple[float | None, float | None, str | None]:
     """Largest and mean difference to Hugging Face on the same weights, or why there is none. Raises EndpointError."""
-    if served.folder is None:
-        return None, None, f"no checkpoint to read at {served.path}"
-    size = sum(file.stat().st_size for file in served.folder.glob("*.safetensors"))
-    if size == 0:
-        return None, None, f"no weights to read at {served.path}"
-    if size > _REFERENCE_BYTES:
-        return None, None, f"{size / 1e9:.1f} GB of weights, at most {_REFERENCE_BYTES / 1e9:.1f} GB are loaded"
-    if "quantization_config" in served.config:
-        return None, None, "quantized weights"
-    reference = reference_logprobs(served.folder, ids)
+    reference, skipped = _reference(served, ids)
+    if reference is None:
+        return None, None, skipped
     largest = max(abs(a - b) for a, b in zip(full, reference, strict=True))
     mean = _mean_difference(full, reference)
     dtype = served.dtype if served.dtype in TOLERANCES else str(served.config.get("dtype") or "bfloat16")
     allowed = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
     if largest > allowed or mean > allowed / (2 if dtype == "float32" else 10):
+        under = f" under the plan {served.plan.name}" if served.plan else ""
         raise EndpointError(
-            f"{served.url}: log-probabilities differ from Hugging Face's on the same weights by {largest:.3g} at most "
-            f"and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most"
+            f"{served.url}: log-probabilities differ from Hugging Face's on the same weights{under} by {largest:.3g} "
+            f"at most and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most"
         )
     return largest, mean, None
 
 
-def reference_logprobs(folder: Path, ids: list[int]) -> list[float]:
-    """Log-probabilities of the ids after the first by Hugging Face transformers, fp32 on the CPU."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+def _reference(served: ServedModel, ids: list[int]) -> tuple[list[float] | None, str | None]:
+    """What the log-probabilities should be, or why that is not known."""
+    if served.folder is None:
+        return None, f"no checkpoint to read at {served.path}"
+    size = sum(file.stat().st_size for file in served.folder.glob("*.safetensors"))
+    if size == 0:
+        return None, f"no weights to read at {served.path}"
+    if size > _REFERENCE_BYTES:
+        return None, f"{size / 1e9:.1f} GB of weights, at most {_REFERENCE_BYTES / 1e9:.1f} GB are loaded"
+    if "quantization_config" in served.config:
+        return None, "quantized weights"
+    if PLAN_KEY in served.config:
+        return None, "weights stored without the plan's removed experts, which only the server can read"
+    from eval.exact import pruned_logprobs, whole_logprobs
 
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.tensor([ids])
-    with torch.inference_mode():
-        rows = model(tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    values: list[float] = rows.gather(1, tokens[0, 1:, None])[:, 0].tolist()
-    return values
+    if served.plan is None or served.plan.is_exported:  # an exported checkpoint is a whole, smaller model
+        return whole_logprobs(served.folder, ids), None
+    try:
+        served.plan.plan.check_weights(served.plan.file)
+        return pruned_logprobs(served.folder, served.plan.plan, served.plan.sidecar, ids), None
+    except ValueError as error:
+        return None, str(error)

@@ -3,120 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from eval import statistics
-from eval.results import ResultsError, TaskEntry
-from eval.scores import Run, ScheduleScores, Scores, TaskScores, load
+from eval.comparison import BASELINE, Change, Comparison, Measured, Row, Shape, averaged, share
+from eval.results import ResultsError, ScheduleEntry, TaskEntry
+from eval.scores import ScheduleScores, Scores, TaskScores, load
 from eval.statistics import Difference, Estimate, Noise
 from eval.verdicts import verdict
-
-Shape = Literal["uniform", "ascending", "descending", "mixed", "dynamic"]
-SHAPES: tuple[Shape, ...] = ("uniform", "ascending", "descending", "mixed", "dynamic")
-BASELINE = "full"
-
-
-@dataclass(frozen=True)
-class Change:
-    """A difference from `full` with what it means once all schedules' differences are taken together."""
-
-    difference: Difference
-    p_adjusted: float
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One number of one schedule.
-
-    Attributes:
-        estimate: a score in percent, or bits per byte; over the runs together.
-        runs: the same number in each run.
-        change: against `full`; None for `full` itself.
-        left: share of full's margin over guessing that is left; None where there is none.
-        on_front: no other schedule does better with as few experts.
-    """
-
-    estimate: Estimate
-    runs: tuple[float, ...]
-    change: Change | None = None
-    left: float | None = None
-    on_front: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """One schedule. `average` is None without benchmarks, `bits_per_byte` without texts."""
-
-    label: str
-    hint: Any
-    mean_na: float
-    layers: tuple[int, ...]
-    shape: Shape
-    is_baseline: bool
-    runs: int
-    seconds: float
-    average: Measured | None
-    bits_per_byte: Measured | None
-    tasks: dict[str, Measured]
-    metrics: dict[str, dict[str, float]]
-    noise: Noise | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All schedules of one model, `full` first, then by falling mean na.
-
-    Attributes:
-        beats_chance: for each task with choices, whether `full` is better than guessing there.
-        headline_comparisons, task_comparisons: how many differences Holm's correction counts.
-    """
-
-    model: str
-    fingerprint: str
-    runs: tuple[Run, ...]
-    tasks: tuple[TaskEntry, ...]
-    rows: tuple[Row, ...]
-    beats_chance: dict[str, bool]
-    incomplete: tuple[str, ...]
-    headline_comparisons: int
-    task_comparisons: int
-
-    @property
-    def baseline(self) -> Row:
-        return self.rows[0]
-
-    @property
-    def averaged(self) -> tuple[TaskEntry, ...]:
-        """The tasks of the average."""
-        return averaged(self.tasks)
-
-    @property
-    def noise(self) -> Noise | None:
-        """The widest noise band of the schedules that ran more than once."""
-        return max((row.noise for row in self.rows if row.noise), key=lambda n: n.band, default=None)
-
-    def fewest_within(self, measure: Literal["average", "bits_per_byte"], margin: float) -> Row | None:
-        """The fewest experts whose loss is below the margin with 95 % confidence; None if only `full` has that."""
-        fits = [
-            row
-            for row in self.rows[1:]
-            if (m := getattr(row, measure))
-            and m.change.difference.largest_loss < margin
-            and row.mean_na < self.baseline.mean_na
-        ]
-        return min(fits, key=lambda row: row.mean_na, default=None)
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare every schedule in these runs with `full`. Raises ResultsError where they do not fit together."""
     scores = load(folders)
     full = _baseline(scores)
-    others = sorted((s for s in scores.schedules if s is not full), key=lambda s: (-s.entry.mean_na, s.entry.label))
+    others = sorted((s for s in scores.schedules if s is not full), key=lambda s: _place(s.entry, full.entry))
     schedules = [full, *others]
     average = _average(schedules, scores.tasks)
     bits = _bits_per_byte(schedules, scores.tasks)
@@ -125,6 +29,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         Row(
             label=s.entry.label,
             hint=s.entry.hint,
+            plan=s.entry.plan,
             mean_na=s.entry.mean_na,
             layers=tuple(s.entry.layers),
             shape="dynamic" if s.entry.dynamic else shape_of(s.entry.layers),
@@ -140,7 +45,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         for i, s in enumerate(schedules)
     )
     return Comparison(
-        model=scores.runs[0].manifest.model,
+        model=full.runs[0].manifest.model,
         fingerprint=scores.runs[0].manifest.model_fingerprint,
         runs=scores.runs,
         tasks=scores.tasks,
@@ -166,15 +71,21 @@ def shape_of(layers: Sequence[int]) -> Shape:
     return "descending" if (steps <= 0).all() else "mixed"
 
 
-def averaged(tasks: Sequence[TaskEntry]) -> tuple[TaskEntry, ...]:
-    """The tasks that the paper's average is taken over."""
-    return tuple(task for task in tasks if task.in_average and task.metric != "bits_per_byte")
+def _place(entry: ScheduleEntry, full: ScheduleEntry) -> tuple[Any, ...]:
+    """Where a schedule stands behind `full`."""
+    plan = entry.plan
+    under = (False, 0.0, "") if plan is None or plan == full.plan else (True, -plan.share, plan.name)
+    return (*under, -entry.mean_na, entry.label)
 
 
 def _baseline(scores: Scores) -> ScheduleScores:
-    for schedule in scores.schedules:
-        if BASELINE in (schedule.entry.label, schedule.entry.hint):
+    """`full` on the whole model; where there are results of one pruned model alone, `full` on that."""
+    found = [s for s in scores.schedules if BASELINE in (s.entry.label, s.entry.hint)]
+    for schedule in found:
+        if schedule.entry.plan is None:
             return schedule
+    if found and all(s.entry.plan == found[0].entry.plan for s in scores.schedules):
+        return found[0]
     folders = ", ".join(str(run.folder) for run in scores.runs)
     raise ResultsError(f"{folders}: no complete results of {BASELINE!r}, which every schedule is compared with")
 
@@ -188,7 +99,7 @@ def _average(schedules: Sequence[ScheduleScores], tasks: Sequence[TaskEntry]) ->
     chance = 100 * float(np.mean([c for c in chances if c is not None])) if None not in chances else None
     estimates = [statistics.average_score(task_items) for task_items in items]
     changes = _changes([statistics.paired_points(i, items[0]) for i in items[1:]])
-    front = pareto([s.entry.mean_na for s in schedules], [e.value for e in estimates])
+    front = pareto(_costs(schedules), [e.value for e in estimates])
     return [
         Measured(
             estimate=estimate,
@@ -209,7 +120,7 @@ def _bits_per_byte(schedules: Sequence[ScheduleScores], tasks: Sequence[TaskEntr
     pooled = [_pooled([s.tasks[name] for name in names]) for s in schedules]
     changes = _changes([statistics.paired_change(p.items, pooled[0].items) for p in pooled[1:]])
     measured = [_measured_bits(p, change) for p, change in zip(pooled, [None, *changes], strict=True)]
-    front = pareto([s.entry.mean_na for s in schedules], [-m.estimate.value for m in measured])
+    front = pareto(_costs(schedules), [-m.estimate.value for m in measured])
     return [
         Measured(m.estimate, m.runs, m.change, on_front=on_front) for m, on_front in zip(measured, front, strict=True)
     ]
@@ -272,7 +183,18 @@ def _noise(schedule: ScheduleScores, tasks: Sequence[TaskEntry]) -> Noise | None
     return statistics.noise(repeats) if repeats and len(schedule.runs) > 1 else None
 
 
-def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """For each point, whether no other has at most its cost and at least its value, one of them strictly."""
+def _costs(schedules: Sequence[ScheduleScores]) -> list[tuple[float, ...]]:
+    """Experts per token, and share of the experts' memory."""
+    return [(s.entry.mean_na, share(s.entry.plan)) for s in schedules]
+
+
+def pareto(costs: Sequence[tuple[float, ...]], values: Sequence[float]) -> list[bool]:
+    """For each point, whether no other has at most its costs and at least its value, one of them strictly."""
     points = list(zip(costs, values, strict=True))
-    return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points) for cost, value in points]
+    return [
+        not any(
+            v >= value and all(a <= b for a, b in zip(c, cost, strict=True)) and (c, v) != (cost, value)
+            for c, v in points
+        )
+        for cost, value in points
+    ]

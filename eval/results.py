@@ -53,6 +53,40 @@ class Item(_Frozen):
     answer: str | None = None
 
 
+class PlanEntry(_Frozen):
+    """The prune plan that a schedule ran under.
+
+    Attributes:
+        name: what results call it.
+        digest: of what the plan does (PrunePlan.digest).
+        num_experts: routed experts of a layer of the whole model.
+        kept: experts that are left in each MoE layer, in the order of layers.
+        expert_bytes, whole_expert_bytes: weights of the routed experts that are left, and of all.
+        method: what made the plan, for people: criterion, merging, compensation.
+        checkpoint: fingerprint of the checkpoint that was written under the plan and served; None where the plan was
+            applied to the whole model's.
+    """
+
+    name: str
+    digest: str
+    num_experts: int
+    kept: list[int]
+    expert_bytes: int
+    whole_expert_bytes: int
+    method: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+
+    @property
+    def mean_kept(self) -> float:
+        """Experts left in a layer, on average."""
+        return sum(self.kept) / len(self.kept)
+
+    @property
+    def share(self) -> float:
+        """Share of the routed experts' weights that is left."""
+        return self.expert_bytes / self.whole_expert_bytes
+
+
 class ScheduleEntry(_Frozen):
     """A schedule that was evaluated: its label, the hint that selects it, and what the server said it does."""
 
@@ -61,6 +95,7 @@ class ScheduleEntry(_Frozen):
     mean_na: float
     layers: list[int] = Field(description="routed experts per MoE layer; an upper bound for dynamic schedules")
     dynamic: bool = False
+    plan: PlanEntry | None = Field(default=None, description="None: the whole model")
 
 
 class TaskEntry(_Frozen):
@@ -82,7 +117,10 @@ class TaskEntry(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What ran, written when the run begins and completed as schedules and tasks become known."""
+    """What ran, written when the run begins and completed as schedules and tasks become known.
+
+    `model_fingerprint` is the whole model's, also where a checkpoint that was written under a plan was served.
+    """
 
     version: Literal[1] = 1
     created: str

@@ -1,18 +1,17 @@
-"""Runs schedules x tasks against one server; every task is complete or resumed, nothing is asked twice."""
+"""Runs schedules x tasks against one server, or several in turn; tasks are resumed, nothing is asked twice."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import platform
 import subprocess
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +22,16 @@ from eval.canary import check_server
 from eval.catalog import EvalTask, check_data_dir, load_tasks
 from eval.endpoint import Limits, SkippingCompletions
 from eval.journal import Journal
+from eval.plans import NamedPlan, under
 from eval.progress import RunProgress
-from eval.results import Item, Manifest, ResultsFolder, ScheduleEntry
-from eval.schedules import Labelled, resolve_all
-from eval.served import ServedModel, connect
+from eval.results import Manifest, ResultsFolder, ScheduleEntry
+from eval.schedules import Labelled, check_labels, resolve_all
+from eval.scoring import build, score
+from eval.served import ServedModel, connect, load_policy, read_model_config
+from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.fields import FieldError
+from sglang_moe_opt.model_shape import MoEShape
+from sglang_moe_opt.policy import Policy
 
 _PACKAGES: Final = ("sglang-moe-opt", "sglang", "lm-eval", "transformers", "torch", "datasets")
 
@@ -81,29 +86,136 @@ def evaluate(url: str, request: Request, console: Console | None = None) -> Resu
         ValueError: bad input: a schedule, a task, data.
         EndpointError, RunError: the server fails, or the folder holds another run. What was answered is kept.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     request.check()
-    folder = ResultsFolder(request.out)
     served = connect(url, request.model)
     policy = served.policy(request.config)
-    schedules = resolve_all(request.schedules, policy, served.shape)
-    tasks = load_tasks(request.tasks, request.data_dir)
-    manifest = _manifest(folder, request, served, schedules, tasks)
-    canary = check_server(served, schedules, policy)
-    if console is not None:
-        console.print(f"canary: {canary}", highlight=False, soft_wrap=True)
-    folder.write_manifest(manifest)
-    weights = {task.name: _build(task, request.limit) for task in tasks}
-    with RunProgress(weights, len(schedules), console) as progress:
-        for schedule in schedules:
-            for task in tasks:
-                if folder.has_items(schedule.label, task.name):
-                    progress.skip(task.name)
-                    continue
-                progress.enter(schedule.label, task.name)
-                manifest = _run(folder, request, served, manifest, schedule, task, progress)
-                progress.leave()
-    return folder
+    schedules = served.schedules(request.schedules, policy)
+    run = _Run(request, served.whole_fingerprint, schedules, console)
+    run.ask(served, policy, schedules)
+    return run.folder
+
+
+def evaluate_plans(
+    model: str,
+    plans: Sequence[NamedPlan],
+    serve: Callable[[NamedPlan | None], AbstractContextManager[str]],
+    request: Request,
+    console: Console | None = None,
+) -> ResultsFolder:
+    """Evaluate a model whole and under each plan, one server after another; a finished one is not started again.
+
+    Args:
+        model: folder or hub id of the whole model.
+        plans: checked against the model.
+        serve: starts a server, of the whole model for None, gives its URL and stops it.
+        request, console: as in `evaluate`.
+
+    Raises:
+        ValueError, EndpointError, RunError: as `evaluate`.
+    """
+    request.check()
+    config, folder = read_model_config(model), Path(model)
+    shape, policy = MoEShape.from_config(config), load_policy(request.config)
+    if policy.prune_plan is not None:
+        raise FieldError("--config: prune_plan", policy.prune_plan, "null: the whole model is evaluated as well")
+    whole = resolve_all(request.schedules, policy, shape)
+    servers = [(None, whole), *((plan, under(plan.entry(shape), whole)) for plan in plans)]
+    schedules = [entry for _, entries in servers for entry in entries]
+    run = _Run(request, fingerprint(config, folder if folder.is_dir() else None), schedules, console)
+    for plan, entries in servers:
+        if run.is_complete(entries):
+            continue
+        with serve(plan) as url:
+            served = connect(url)
+            wanted, found = (one and one.plan.digest for one in (plan, served.plan))
+            if found != wanted:
+                raise RunError(f"{url}: serves the model under the plan {found}, not {wanted}")
+            run.ask(replace(served, plan=plan), policy, entries)
+    return run.folder
+
+
+class _Run:
+    """One results folder, filled by one server or by several after one another.
+
+    Args:
+        request: what is wanted.
+        model: the whole model's fingerprint.
+        schedules: of all servers.
+        console: shows canaries and progress; None shows nothing.
+
+    Raises:
+        ValueError, RunError: as `evaluate`, before anything is asked.
+    """
+
+    def __init__(
+        self, request: Request, model: str, schedules: Sequence[ScheduleEntry], console: Console | None
+    ) -> None:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        check_labels(schedules)
+        self.folder = ResultsFolder(request.out)
+        self._request, self._console = request, console
+        self._model, self._schedules = model, list(schedules)
+        self._tasks = load_tasks(request.tasks, request.data_dir)
+        self._entries = [task.entry(request.limit) for task in self._tasks]
+        self._manifest = self._resumed() if request.resume else None
+
+    def is_complete(self, schedules: Sequence[ScheduleEntry]) -> bool:
+        """Whether nothing of these schedules is left to do."""
+        return all(self.folder.has_items(s.label, task.name) for s in schedules for task in self._tasks)
+
+    def ask(self, served: ServedModel, policy: Policy, schedules: Sequence[ScheduleEntry]) -> None:
+        """Check the server and put to it what is missing of these schedules."""
+        canary = check_server(served, schedules, policy)
+        if self._console is not None:
+            under = f"{served.plan.name}: " if served.plan else ""
+            self._console.print(f"canary: {under}{canary}", highlight=False, soft_wrap=True)
+        manifest = self._manifest or self._begun(served)
+        self.folder.write_manifest(manifest)
+        with RunProgress(self._weights, len(schedules), self._console) as progress:
+            for schedule in schedules:
+                for task in self._tasks:
+                    if self.folder.has_items(schedule.label, task.name):
+                        progress.skip(task.name)
+                        continue
+                    progress.enter(schedule.label, task.name)
+                    manifest = _run(self.folder, self._request, served, manifest, schedule, task, progress)
+                    progress.leave()
+        self._manifest = manifest
+
+    @cached_property
+    def _weights(self) -> dict[str, int]:
+        """Size of each task; its requests are made here, once for all servers."""
+        return {task.name: build(task, self._request.limit) for task in self._tasks}
+
+    def _resumed(self) -> Manifest:
+        """The manifest in the folder. Raises RunError where it is of another model, other schedules or tasks."""
+        old = self.folder.read_manifest()
+        for name, before, now in (
+            ("model", old.model_fingerprint, self._model),
+            ("schedules", old.schedules, self._schedules),
+            ("tasks", old.tasks, self._entries),
+        ):
+            if before != now:
+                raise RunError(
+                    f"--resume: {self.folder.root}: that run has other {name}; repeat its command with --resume"
+                )
+        return old
+
+    def _begun(self, served: ServedModel) -> Manifest:
+        """A new run's manifest, with the first server's address."""
+        return Manifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=list(self._request.command),
+            url=served.url,
+            model=served.title,
+            model_fingerprint=self._model,
+            model_config_json=served.config,
+            versions={name: found for name in _PACKAGES if (found := _version(name))},
+            machine=machine(),
+            git_revision=git_revision(),
+            schedules=self._schedules,
+            tasks=self._entries,
+        )
 
 
 def _run(
@@ -136,80 +248,6 @@ def _run(
         folder.write_manifest(manifest)
     folder.write_items(schedule.label, task.name, items)
     return manifest
-
-
-def _build(task: EvalTask, limit: int | None) -> int:
-    """Make the task's requests, once for all schedules; returns their size in characters."""
-    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's own bar
-        task.task.build_all_requests(limit=limit, rank=0, world_size=1)
-    return sum(len(text) for instance in task.task.instances for text in instance.args if isinstance(text, str))
-
-
-def score(task: EvalTask, model: Any) -> list[Item]:
-    """Put a task's requests to an lm-eval model and score each item with lm-eval's own metrics."""
-    instances = task.task.instances
-    by_type: dict[str, list[Any]] = defaultdict(list)
-    for instance in instances:
-        by_type[instance.request_type].append(instance)
-    for kind, group in by_type.items():
-        for instance, answer in zip(group, getattr(model, kind)(group), strict=True):
-            instance.resps = [answer]
-            instance.filtered_resps = {}
-    task.task.apply_filters()
-    by_item: dict[int, list[Any]] = defaultdict(list)
-    for instance in instances:
-        by_item[instance.doc_id].append(instance)
-    return [_item(task, number, sorted(group, key=lambda one: one.idx)) for number, group in sorted(by_item.items())]
-
-
-def _item(task: EvalTask, number: int, group: list[Any]) -> Item:
-    (name,) = group[0].filtered_resps
-    answers = [instance.filtered_resps[name] for instance in group]
-    metrics = task.task.process_results(group[0].doc, answers)
-    kind = task.task.OUTPUT_TYPE
-    if kind == "loglikelihood_rolling":
-        loglikelihood, n_bytes = metrics["bits_per_byte"]
-        return Item(id=number, loglikelihoods=[loglikelihood], nats=-loglikelihood, n_bytes=n_bytes)
-    scores = {key: int(metrics[key]) for key in ("acc", "acc_norm", "exact_match") if key in metrics}
-    if kind == "generate_until":
-        return Item(id=number, answer=group[0].resps[0], **scores)
-    target = task.task.doc_to_text(group[0].doc) if task.task.multiple_input else task.task.doc_to_target(group[0].doc)
-    return Item(id=number, target=target, loglikelihoods=[answer[0] for answer in answers], **scores)
-
-
-def _manifest(
-    folder: ResultsFolder,
-    request: Request,
-    served: ServedModel,
-    schedules: Sequence[ScheduleEntry],
-    tasks: Sequence[EvalTask],
-) -> Manifest:
-    """A new run's manifest, or the one in the folder if it is of this model, these schedules and tasks."""
-    entries = [task.entry(request.limit) for task in tasks]
-    fingerprint = served.fingerprint
-    if request.resume:
-        old = folder.read_manifest()
-        for name, before, now in (
-            ("model", old.model_fingerprint, fingerprint),
-            ("schedules", old.schedules, list(schedules)),
-            ("tasks", old.tasks, entries),
-        ):
-            if before != now:
-                raise RunError(f"--resume: {folder.root}: that run has other {name}; repeat its command with --resume")
-        return old
-    return Manifest(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=list(request.command),
-        url=served.url,
-        model=served.title,
-        model_fingerprint=fingerprint,
-        model_config_json=served.config,
-        versions={name: found for name in _PACKAGES if (found := _version(name))},
-        machine=machine(),
-        git_revision=git_revision(),
-        schedules=list(schedules),
-        tasks=entries,
-    )
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.results import ScheduleEntry
+from eval.results import ScheduleEntry, file_name
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.hints import ResolvedHint, resolve
 from sglang_moe_opt.model_shape import MoEShape
@@ -126,6 +126,15 @@ def resolve_all(wanted: Sequence[Labelled], policy: Policy, shape: MoEShape) -> 
             raise FieldError("schedules", one.label, "each label once")
         entries[one.label] = _entry(one, resolved)
     return list(entries.values())
+
+
+def check_labels(entries: Sequence[ScheduleEntry]) -> None:
+    """Raise FieldError where two schedules would share a folder of results."""
+    folders: dict[str, str] = {}
+    for label in (entry.label for entry in entries):
+        if (folder := file_name(label)) in folders:
+            raise FieldError("schedules", label, f"each label once, as a name of files: {folders[folder]!r} is there")
+        folders[folder] = label
 
 
 def _entry(one: Labelled, resolved: ResolvedHint) -> ScheduleEntry:

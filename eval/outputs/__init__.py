@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.compare import Comparison
+from eval.comparison import Comparison
 from eval.outputs import csv, html, json, markdown, png
 
 Writer = Callable[[Comparison, Path], list[Path]]

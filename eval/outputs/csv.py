@@ -6,7 +6,8 @@ import csv
 from io import StringIO
 from pathlib import Path
 
-from eval.compare import Comparison, Measured, Row
+from eval.comparison import Comparison, Measured, Row
+from eval.outputs.kept import experts, method_name
 from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.csv"
@@ -30,20 +31,30 @@ COLUMNS = (
     "runs",
     "verdict",
 )
+PLAN_COLUMNS = ("plan", "method", "experts_kept", "experts", "expert_megabytes")
+"""Further columns where a schedule ran under a prune plan."""
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Measures are `average`, `bits_per_byte` and the tasks; values in percent or bits per byte."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, *(PLAN_COLUMNS if comparison.has_plans else ())])
     for row in comparison.rows:
         headline = {"average": row.average, "bits_per_byte": row.bits_per_byte}
         for name, measured in (headline | row.tasks | headline).items():  # a task may be called bits_per_byte
             if measured is not None:
-                writer.writerow(_line(row, name, measured))
+                writer.writerow([*_line(row, name, measured), *_plan(comparison, row)])
     write_atomically(folder / FILE, text.getvalue())
     return [folder / FILE]
+
+
+def _plan(comparison: Comparison, row: Row) -> list[object]:
+    found = experts(comparison, row)
+    if found is None:
+        return []
+    name, method = (row.plan.name, method_name(row.plan)) if row.plan else ("", "")
+    return [name, method, round(found.kept, 5), found.of, round(found.nbytes / 1e6, 3)]
 
 
 def _line(row: Row, name: str, measured: Measured) -> list[object]:

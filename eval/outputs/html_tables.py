@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from html import escape
 
-from eval.compare import Change, Comparison, Measured, Row
-from eval.outputs.notes import MEASURES, Measure
+from eval.comparison import Change, Comparison, Measure, Measured, Row
+from eval.outputs.kept import experts, series_numbers
+from eval.outputs.notes import MEASURES
 from eval.outputs.svg import layer_bars, legend_marker, range_bar
 from eval.results import TaskEntry
 from eval.statistics import Interval
 from eval.verdicts import is_significant
+from sglang_moe_opt.report import marks, series
 from sglang_moe_opt.report.tables import head, table
 
 
 def schedules_table(comparison: Comparison) -> str:
     """One line per schedule: for each measure its value, difference and verdict, and what the schedule does."""
     measures = [(m, name) for m, name, _ in MEASURES if getattr(comparison.baseline, m) is not None]
-    heads = [head("schedule", "text"), head("mean na")]
+    heads = [head("schedule", "text"), head("mean na"), *_kept_heads(comparison)]
     for _, name in measures:
         heads += [head(name), head("verdict", "text"), '<th scope="col">95 %</th>']
     heads.append(head("layers", "text"))
     top = max(na for row in comparison.rows for na in row.layers)
+    numbers = series_numbers(comparison)
     body = []
     for row in comparison.rows:
-        cells = [_name(row), _mean_na(row)]
+        cells = [_name(row, numbers.get(row.label)), _mean_na(row), *_kept(comparison, row)]
         for measure, _ in measures:
             cells += _measure_cells(getattr(row, measure), measure, _reach(comparison, measure))
         cells.append(f'<td class="text">{row.shape}{layer_bars(row.layers, top)}</td>')
@@ -33,20 +36,38 @@ def schedules_table(comparison: Comparison) -> str:
 
 def tasks_table(comparison: Comparison) -> str:
     """One line per schedule, one column per task: score and difference, coloured where it is significant."""
-    heads = [head("schedule", "text"), head("mean na")]
+    heads = [head("schedule", "text"), head("mean na"), *_kept_heads(comparison)[:1]]
     heads += [head(task.name, small=_about(task, comparison)) for task in comparison.tasks]
+    numbers = series_numbers(comparison)
     body = []
     for row in comparison.rows:
-        cells = [_name(row), _mean_na(row)]
+        cells = [_name(row, numbers.get(row.label)), _mean_na(row), *_kept(comparison, row)[:1]]
         cells += [_task_cell(row.tasks[task.name], task) for task in comparison.tasks]
         body.append(f'<tr data-row="{escape(row.label)}">{"".join(cells)}</tr>')
     return table(heads, body)
 
 
-def _name(row: Row) -> str:
+def _kept_heads(comparison: Comparison) -> list[str]:
+    """Columns that are there where a schedule ran under a plan."""
+    return [head("experts kept", title="in a layer, on average"), head("expert MB")] if comparison.has_plans else []
+
+
+def _kept(comparison: Comparison, row: Row) -> list[str]:
+    if (found := experts(comparison, row)) is None:
+        return []
+    layers = f' title="{", ".join(map(str, row.plan.kept))}"' if row.plan else ""
+    return [
+        f'<td data-value="{found.kept:.5f}"{layers}>{found.text}</td>',
+        f'<td data-value="{found.nbytes}">{found.megabytes}</td>',
+    ]
+
+
+def _name(row: Row, number: int | None) -> str:
+    """With the marker that the plots have for it: of its series under a plan, else of its shape."""
     again = f"<small>{row.runs} runs</small>" if row.runs > 1 else ""
     label = escape(row.label)
-    return f'<th scope="row" title="{label} ({row.shape})">{legend_marker(row.shape)} {label}{again}</th>'
+    marker = legend_marker(row.shape) if number is None else marks.key(series.path(number), series.kind(number))
+    return f'<th scope="row" title="{label} ({row.shape})">{marker} {label}{again}</th>'
 
 
 def _mean_na(row: Row) -> str:

@@ -5,10 +5,14 @@
     runs[]                        folder, created, command, url, versions, machine, git_revision
     tasks[]                       name, metric, in_average, items, total; chance_percent, full_beats_chance (or null)
     schedules[]                   label, hint, shape, mean_na, mean_na_is_bound, layers, runs, seconds, is_baseline, and
+      plan                        null for the whole model, or name, digest, kept[] experts by MoE layer, mean_kept of
+                                  num_experts, expert_bytes of whole_expert_bytes, method{}, checkpoint (its fingerprint
+                                  where it was written under the plan, or null)
       average, bits_per_byte      MEASURED or null: the unweighted mean of the tasks in the average; all texts together
       tasks{}                     MEASURED by task; metrics{} means in percent of every metric the items have
       noise                       null, or averages[], spread_points, flip_rate, band_points of repeats
     fewest_experts                by measure: label of the lowest mean na that loses less than 1 (point, %), or null
+    least_memory                  the same for the smallest weights of routed experts; null without plans
     holm                          comparisons that p_holm is corrected for: headline (each measure), tasks
     incomplete[], notes[]         schedules left out; what to know before quoting a number
 
@@ -24,7 +28,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.compare import Change, Comparison, Measured, Row
+from eval.comparison import Change, Comparison, Measure, Measured, Row
 from eval.outputs.notes import MARGIN, notes
 from eval.scores import Run
 from eval.statistics import Interval
@@ -41,7 +45,9 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def summary(comparison: Comparison) -> dict[str, Any]:
     """The comparison as a JSON-ready object; the module's text describes it."""
-    fewest = {name: comparison.fewest_within(name, MARGIN) for name in ("average", "bits_per_byte")}
+    measures: tuple[Measure, ...] = ("average", "bits_per_byte")
+    fewest = {name: comparison.fewest_within(name, MARGIN) for name in measures}
+    smallest = {name: comparison.smallest_within(name, MARGIN) for name in measures}
     return {
         "format": FORMAT,
         "version": 1,
@@ -63,6 +69,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         ],
         "schedules": [_schedule(row, comparison) for row in comparison.rows],
         "fewest_experts": {name: row.label if row else None for name, row in fewest.items()},
+        "least_memory": {name: row.label if row else None for name, row in smallest.items()},
         "holm": {"headline": comparison.headline_comparisons, "tasks": comparison.task_comparisons},
         "incomplete": list(comparison.incomplete),
         "notes": notes(comparison),
@@ -86,6 +93,7 @@ def _schedule(row: Row, comparison: Comparison) -> dict[str, Any]:
         "runs": row.runs,
         "seconds": _rounded(row.seconds),
         "is_baseline": row.is_baseline,
+        "plan": row.plan and {**row.plan.model_dump(mode="json"), "mean_kept": _rounded(row.plan.mean_kept)},
         "average": row.average and _measured(row.average, "percent"),
         "bits_per_byte": row.bits_per_byte and _measured(row.bits_per_byte, "bits_per_byte"),
         "tasks": {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.compare import Comparison, Measured, Row
-from eval.outputs.notes import headlines, notes
+from eval.comparison import Comparison, Measured, Row
+from eval.outputs.kept import experts
+from eval.outputs.notes import extent, headlines, notes
 from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.md"
@@ -19,7 +20,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def page(comparison: Comparison) -> str:
     """The whole file."""
-    lines = [f"# {comparison.model}: {len(comparison.rows)} schedules", "", *table(comparison), "", _legend(comparison)]
+    lines = [f"# {comparison.model}: {extent(comparison)}", "", *table(comparison), "", _legend(comparison)]
     lines += ["", *(f"- {line}" for line in [*headlines(comparison), *notes(comparison)])]
     return "\n".join(lines) + "\n"
 
@@ -33,10 +34,13 @@ def table(comparison: Comparison) -> list[str]:
         for name, head, decimals in (("average", "average", 1), ("bits_per_byte", "bits/byte", 4))
         if getattr(full, name) is not None
     ]
-    heads = ["schedule", "layers", "mean na", *(head for _, head, _ in headline), *tasks]
+    kept = ["experts kept", "expert MB"] if comparison.has_plans else []
+    heads = ["schedule", "layers", "mean na", *kept, *(head for _, head, _ in headline), *tasks]
     lines = [_line(heads), _line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
     for row in comparison.rows:
         cells = [row.label, _layers(row), f"{'≤ ' if row.shape == 'dynamic' else ''}{row.mean_na:.2f}"]
+        if found := experts(comparison, row):
+            cells += [found.text, found.megabytes]
         cells += [_cell(getattr(row, name), decimals) for name, _, decimals in headline]
         cells += [_cell(row.tasks[task], 1) for task in tasks]
         lines.append(_line(cells))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from eval.compare import Comparison
+from eval.comparison import Comparison, Measure
 
 MARGIN = 1.0
 """The loss (points, or percent of bits per byte) that a cheaper schedule has to stay below to be named."""
@@ -12,30 +10,48 @@ MARGIN = 1.0
 PAPER_TASKS = 6
 MANY_SCHEDULES = 10
 
-Measure = Literal["average", "bits_per_byte"]
 MEASURES: tuple[tuple[Measure, str, str], ...] = (
     ("average", "average score", " point"),
     ("bits_per_byte", "bits per byte", " %"),
 )
 
 
+def extent(comparison: Comparison) -> str:
+    """How much there is: `5 schedules`, with the plans that some of them ran under."""
+    plans = len({row.plan.digest for row in comparison.rows if row.plan})
+    under = f", {plans} prune plan{'s' * (plans > 1)}" if plans else ""
+    return f"{len(comparison.rows)} schedules{under}"
+
+
 def headlines(comparison: Comparison) -> list[str]:
-    """For each measure, the fewest experts whose cost is below the margin with 95 % confidence."""
+    """For each measure, the fewest experts and the least memory whose cost is below the margin with 95 % confidence."""
     lines = []
     for measure, name, unit in MEASURES:
         if getattr(comparison.baseline, measure) is None or len(comparison.rows) < 2:
             continue
-        row = comparison.fewest_within(measure, MARGIN)
         within = f"Less than {MARGIN:g}{unit} of {name} lost, with 95 % confidence"
-        if row is None:
-            lines.append(f"{within}: no schedule with fewer experts than {comparison.baseline.label}.")
-        else:
-            bound = "at most " if row.shape == "dynamic" else ""
-            lines.append(
-                f"{within}: {row.label} (mean na {bound}{row.mean_na:.3g} of {comparison.baseline.mean_na:.3g}): "
-                f"{getattr(row, measure).change.verdict}."
-            )
+        if len(comparison.unpruned) > 1:
+            lines.append(f"{within}: {_fewest(comparison, measure)}.")
+        if len(comparison.unpruned) < len(comparison.rows):
+            lines.append(f"{within}, in the least memory: {_smallest(comparison, measure)}.")
     return lines
+
+
+def _fewest(comparison: Comparison, measure: Measure) -> str:
+    row = comparison.fewest_within(measure, MARGIN)
+    if row is None:
+        return f"no schedule with fewer experts than {comparison.baseline.label}"
+    bound = "at most " if row.shape == "dynamic" else ""
+    na = f"mean na {bound}{row.mean_na:.3g} of {comparison.baseline.mean_na:.3g}"
+    return f"{row.label} ({na}): {getattr(row, measure).change.verdict}"
+
+
+def _smallest(comparison: Comparison, measure: Measure) -> str:
+    row = comparison.smallest_within(measure, MARGIN)
+    if row is None:
+        return f"no plan with fewer experts than {comparison.baseline.label}"
+    share = f"{100 * row.share / comparison.baseline.share:.3g} % of the experts' weights"
+    return f"{row.label} ({share}): {getattr(row, measure).change.verdict}"
 
 
 def notes(comparison: Comparison) -> list[str]:

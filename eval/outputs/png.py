@@ -1,4 +1,4 @@
-"""PNG plots for documents: the average and bits per byte against mean na, and each task by itself."""
+"""PNG plots for documents: the average and bits per byte against mean na or experts kept, and each task by itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from eval.compare import Comparison, Shape
-from eval.outputs.notes import Measure
-from eval.outputs.points import AXIS, COLORS, FEW, Point, around, front, points
+from eval.comparison import Comparison, Measure, Shape
+from eval.outputs import png_kept
+from eval.outputs.points import AXIS, COLORS, FEW, Point, around, front, points, shows_mean_na
 from eval.results import ResultsError, TaskEntry
 
 FILES: dict[Measure, str] = {"average": "accuracy_vs_mean_na.png", "bits_per_byte": "bits_per_byte_vs_mean_na.png"}
@@ -30,8 +30,10 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         if found := points(comparison, measure):
             _measure(comparison, found, measure, folder / name)
             written.append(folder / name)
-    _tasks(comparison, folder / TASKS_FILE)
-    return [*written, folder / TASKS_FILE]
+    if shows_mean_na(comparison):
+        _tasks(comparison, folder / TASKS_FILE)
+        written.append(folder / TASKS_FILE)
+    return [*written, *png_kept.write(comparison, folder)]
 
 
 def _measure(comparison: Comparison, found: list[Point], measure: Measure, path: Path) -> None:
@@ -85,10 +87,11 @@ def _task(axes: Any, comparison: Comparison, task: TaskEntry) -> None:
     axes.axhline(full.value, color="0.5", lw=0.8, ls=":")
     if task.chance is not None:
         axes.axhline(100 * task.chance, color="0.5", lw=0.8, ls="--")
-    for row in comparison.rows if len(comparison.rows) <= FEW else ():
+    for row in comparison.unpruned if len(comparison.rows) <= FEW else ():
         if interval := around(full.value, row.tasks[task.name]):
             axes.vlines(row.mean_na, interval.low, interval.high, color=COLORS[row.shape], lw=1, alpha=0.5)
-    _scatter(axes, [(row.shape, row.mean_na, row.tasks[task.name].estimate.value) for row in comparison.rows], size=18)
+    values = [(row.shape, row.mean_na, row.tasks[task.name].estimate.value) for row in comparison.unpruned]
+    _scatter(axes, values, size=18)
     unit = "bits/byte" if task.metric == "bits_per_byte" else f"{task.metric}, %"
     axes.set_title(f"{task.name} ({unit}, n={task.items})", fontsize=8)
     axes.tick_params(labelsize=7)

@@ -1,11 +1,10 @@
-"""The schedules of one measure as points of a plot against mean na, and how each kind of schedule is drawn."""
+"""The schedules of one measure as points of a plot, and how each kind of schedule is drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eval.compare import Comparison, Measured, Row, Shape
-from eval.outputs.notes import Measure
+from eval.comparison import Comparison, Measure, Measured, Row, Shape
 from eval.statistics import Interval
 
 FEW = 24
@@ -34,18 +33,27 @@ class Point:
 
 
 def points(comparison: Comparison, measure: Measure) -> list[Point]:
-    """Points in the comparison's order, `full` first; empty where nothing was measured."""
-    full: Measured | None = getattr(comparison.baseline, measure)
-    if full is None:
+    """Against mean na, on the baseline's weights, in the comparison's order, `full` first.
+
+    Empty where nothing was measured, and where all other schedules ran under plans.
+    """
+    if getattr(comparison.baseline, measure) is None or not shows_mean_na(comparison):
         return []
-    few = len(comparison.rows) <= FEW
-    found = []
-    for row in comparison.rows:
-        measured: Measured = getattr(row, measure)
-        interval = around(full.estimate.value, measured)
-        shows = interval is not None and (few or measured.on_front)
-        found.append(Point(row, measured, row.mean_na, measured.estimate.value, interval, shows))
-    return found
+    return [make_point(comparison, row, measure, row.mean_na) for row in comparison.unpruned]
+
+
+def shows_mean_na(comparison: Comparison) -> bool:
+    """Whether plots against mean na have anything to show: more than one point, or no plans at all."""
+    return len(comparison.unpruned) > 1 or not comparison.has_plans
+
+
+def make_point(comparison: Comparison, row: Row, measure: Measure, x: float) -> Point:
+    """The schedule's point at `x`."""
+    full: Measured = getattr(comparison.baseline, measure)
+    measured: Measured = getattr(row, measure)
+    interval = around(full.estimate.value, measured)
+    shows = interval is not None and (len(comparison.rows) <= FEW or measured.on_front)
+    return Point(row, measured, x, measured.estimate.value, interval, shows)
 
 
 def front(found: list[Point]) -> list[Point]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from math import ceil
 
-from eval.compare import Shape
+from eval.comparison import Shape
 from eval.outputs.points import Point, front
 from eval.statistics import Interval
 from sglang_moe_opt.report import marks
@@ -38,10 +38,12 @@ def plot(found: Sequence[Point], y_label: str, size: Size, band: Interval | None
         parts.append(f'<rect class="band" x="{size.left}" y="{low:.1f}" width="{width}" height="{high - low:.1f}"/>')
     full_y = y(found[0].y)
     parts.append(f'<path class="full-line" d="M{size.left},{full_y:.1f}H{size.width - size.right}"/>')
-    line = "L".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in front(list(found)))
-    parts.append(f'<path class="front" d="M{line}"/>')
+    best = front(list(found))
+    if best:  # else pruned models, which are not shown here, beat them all
+        line = "L".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in best)
+        parts.append(f'<path class="front" d="M{line}"/>')
     parts += [_marker(p, x, y) for p in reversed(found)]
-    parts += _labels(front(list(found)), x, y, size, below=front_is_low)
+    parts += _labels(best, x, y, size, below=front_is_low)
     return (
         f'<svg class="plot {size.name}" viewBox="0 0 {size.width} {size.height}" role="img" '
         f'aria-label="{escape(y_label)} against mean na">{"".join(parts)}</svg>'
@@ -111,7 +113,7 @@ def _labels(named: Sequence[Point], x: Scale, y: Scale, size: Size, *, below: bo
     """Names of some of the front's schedules, on the side where no other points are and apart from one another."""
     parts: list[str] = []
     taken: list[tuple[float, float, float]] = []
-    every = ceil(len(named) / size.labels)
+    every = max(1, ceil(len(named) / size.labels))
     for point in named[::-1][::every]:
         half = 3.3 * len(point.row.label) + 3
         at = min(max(x(point.x) - half - 3, size.left + half), size.width - size.right - half)

@@ -1,57 +1,13 @@
-"""How the curves of an analysis are told apart: a colour and a marker for each arm and each imported source.
-
-The colours were chosen by search: the nearest two differ by more than 18 (CIE 1976) to readers with and without
-colour blindness, and each stands out from the page. The shape of the marker tells the same without colour.
-"""
+"""How the curves of an analysis are told apart: a colour and a marker for each arm and each imported source."""
 
 from __future__ import annotations
 
 from loadtest.analysis import Analysis
-from sglang_moe_opt.report import marks
+from sglang_moe_opt.report.series import DARK, LIGHT, MATPLOTLIB, SHAPES, color, kind, path, shape, style
 
-LIGHT = ("#4d535e", "#1950e5", "#d26b05", "#00a169", "#a16bc9", "#674000", "#cf6aa3", "#4a1b91")
-DARK = ("#d3d8e0", "#5abcff", "#d78938", "#34eba0", "#a8549e", "#ffdc3a", "#ce455c", "#8956f0")
-SHAPES = (
-    marks.CIRCLE,
-    marks.UP,
-    marks.SQUARE,
-    marks.DIAMOND,
-    marks.DOWN,
-    marks.PLUS,
-    marks.PENTAGON,
-    marks.HOURGLASS,
-)
-MATPLOTLIB = ("o", "^", "s", "D", "v", "P", "p", "X")
-"""The same markers, or those nearest to them."""
+__all__ = ["DARK", "LIGHT", "MATPLOTLIB", "SHAPES", "color", "kind", "names", "path", "shape", "style"]
 
 
 def names(analysis: Analysis) -> list[str]:
     """All curves in the order of their numbers: arms, then imported sources."""
     return [*analysis.arms, *dict.fromkeys(point.source for point in analysis.imported)]
-
-
-def shape(number: int) -> int:
-    """Index of its marker; a second turn through the colours meets other markers."""
-    return (number + number // len(LIGHT)) % len(SHAPES)
-
-
-def color(number: int) -> int:
-    return number % len(LIGHT)
-
-
-def path(number: int) -> str:
-    return SHAPES[shape(number)]
-
-
-def kind(number: int) -> str:
-    """The class that carries its colour."""
-    return f"s{color(number)}"
-
-
-def style() -> str:
-    """The style sheet of the colours."""
-    light, dark = (
-        " ".join(f".s{number} {{ --own: {value}; }}" for number, value in enumerate(palette))
-        for palette in (LIGHT, DARK)
-    )
-    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sglang_moe_opt.cli.own_server import own_server
+from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.schedule import FULL
 
 if TYPE_CHECKING:
+    from eval.plans import NamedPlan
     from eval.runner import Request
     from eval.schedules import Labelled
 
@@ -51,10 +54,17 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Prompts in one HTTP request, at most.")] = 64,
     patience: Annotated[float, typer.Option(min=0, help="Seconds after which a silent server is given up.")] = 60,
     config: Annotated[Path | None, typer.Option(help="The server's policy file.")] = None,
+    prune_plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="Evaluate --model under this plan too, on a server of its own; repeatable. Default name: the file's.",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Number format of a server started here.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
-    """Score a model under several skip schedules with lm-eval's tasks, through its endpoint.
+    """Score a model under several skip schedules and prune plans with lm-eval's tasks, through its endpoint.
 
     `full` is always among the schedules: everything is compared with it.
     """
@@ -62,6 +72,8 @@ def evaluate(
         raise ValueError("--resume: say with --out DIR which run to go on with")
     if url is None and model is None:
         raise ValueError("--url or --model: one of them says what to evaluate")
+    if url is not None and prune_plan:
+        raise ValueError("--prune-plan: needs --model and no --url: a server is started for each plan")
 
     from eval.catalog import ALL, SIX, parse_tasks
     from eval.endpoint import Limits
@@ -81,26 +93,46 @@ def evaluate(
     )
     request.check()
     try:
-        _run(request, url, model, dtype, as_json)
+        _run(request, url, model, prune_plan or [], dtype, as_json)
     except KeyboardInterrupt:
         typer.echo(f"moe-opt: interrupted; what was answered is in {request.out}: finish with --resume", err=True)
         raise typer.Exit(130) from None
 
 
-def _run(request: Request, url: str | None, model: str | None, dtype: str, as_json: bool) -> None:
+def _run(
+    request: Request, url: str | None, model: str | None, prune_plans: Sequence[str], dtype: str, as_json: bool
+) -> None:
     from rich.console import Console
 
     from eval.runner import evaluate as run
+    from eval.runner import evaluate_plans
     from sglang_moe_opt.cli.report import report
 
     console = Console(stderr=True)
     # Threads that spin while they wait lose a small model's steps to whatever else runs here: up to 40 times slower
     # beside one busy process on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    own = nullcontext(url) if url else own_server(str(model), request.config, ["--dtype", dtype], console)
-    with own as address:
-        run(str(address), request, console)
+
+    def serve(plan: NamedPlan | None) -> AbstractContextManager[str]:
+        named = (plan.name, plan.file) if plan else None
+        return own_server(str(model), request.config, ["--dtype", dtype], console, named)
+
+    if prune_plans:
+        path = resolve_model(str(model))
+        evaluate_plans(path, _plans(prune_plans, path), serve, request, console)
+    else:
+        with nullcontext(url) if url else serve(None) as address:
+            run(str(address), request, console)
     report([request.out], None, as_json)
+
+
+def _plans(options: Sequence[str], model: str) -> tuple[NamedPlan, ...]:
+    """The plans, checked against the model: a folder or a hub id. Raises ValueError."""
+    from eval.plans import load_plans
+    from eval.served import read_model_config
+    from sglang_moe_opt.model_shape import MoEShape
+
+    return load_plans(options, model, MoEShape.from_config(read_model_config(model)))
 
 
 def _schedules(profiles: str | None, grid: str | None) -> list[Labelled]:

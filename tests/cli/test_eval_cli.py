@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from eval import reproduce
 from sglang_moe_opt.cli import eval as command
 from sglang_moe_opt.cli.main import run
 from tests.eval.fake_server import fake_server
-from tests.eval.small_data import rte_rows, small_data, weightless_model
+from tests.eval.small_data import CHECKPOINT, rte_rows, small_data, weightless_model, write_odd_plan
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +74,61 @@ def test_bad_input_is_one_line_before_any_server_is_asked(
         ([*url, "--data-dir", str(empty)], 2, f"--data-dir: {empty}: is empty"),
         ([*url, "--resume"], 2, "--resume: say with --out"),
         ([*url, "--resume", "--out", str(empty)], 1, "no manifest.json"),
+        ([*url, "--prune-plan", "a.json"], 2, "--prune-plan: needs --model"),
         (["--url", "localhost:9"], 2, "--url: got 'localhost:9'"),
         (url, 1, "cannot be reached"),
     ):
         assert run(["eval", *options]) == code
         assert complaint in one_line(capsys)
+
+
+def test_a_bad_plan_is_one_line_before_any_server_starts(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (CHECKPOINT / "model.safetensors").exists():
+        pytest.skip(f"no trained checkpoint at {CHECKPOINT}")
+    monkeypatch.setattr(command, "own_server", lambda *_: pytest.fail("a server was started"))
+    good = str(write_odd_plan(CHECKPOINT, tmp_path / "good.json"))
+    other = tmp_path / "other.json"
+    other.write_text(Path(good).read_text().replace('"num_experts": 64', '"num_experts": 128'))
+    for plans, complaint in (
+        ([str(tmp_path / "none.json")], "none.json"),
+        ([good, str(other)], "other.json: num_experts: got 128, allowed: 64"),
+        ([good, good], "--prune-plan: got 'good', allowed: each name once"),
+        ([f"full={good}"], "--prune-plan: got 'full'"),
+        ([f"fast={good}"], "schedules: got 'fast', allowed: each label once"),
+    ):
+        options = [part for plan in plans for part in ("--prune-plan", plan)]
+        options += ["--model", str(CHECKPOINT), "--profiles", "full,fast", "--data-dir", str(data), "--tasks", "rte"]
+        assert run(["eval", *options, "--out", str(tmp_path / "run")]) == 2
+        assert complaint in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_plan_is_served_under_its_name(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_odd_plan(model, tmp_path / "odd.json")
+    started: list[tuple[str, Path] | None] = []
+
+    @contextmanager
+    def own_server(
+        path: str, config: Path | None, extra: list[str], console: object, named: tuple[str, Path] | None
+    ) -> Iterator[str]:
+        started.append(named)
+        with fake_server(model, plan=named and named[1]) as server:
+            yield server.url
+
+    monkeypatch.setattr(command, "own_server", own_server)
+    monkeypatch.setattr("eval.plans.check_plan", lambda *_: None)  # it would miss the weights
+    options = ["--model", str(model), "--prune-plan", f"half={plan}", "--profiles", "fast", "--data-dir", str(data)]
+    options += ["--tasks", "rte", "--limit", "20", "--out", str(tmp_path / "run"), "--json"]
+    assert run(["eval", *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in summary["schedules"]] == ["full", "fast", "half", "half/fast"]
+    assert started == [None, ("half", plan)]
+    assert run(["eval", *options, "--resume"]) == 0
+    assert len(started) == 2
 
 
 def test_a_truncated_line_is_one_line(

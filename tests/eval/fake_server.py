@@ -18,15 +18,17 @@ class FakeServer(ThreadingHTTPServer):
 
     `fault` is one of: none, no_logprobs, no_echo, constant, nan, ignores_hint, no_header, wrong_header, wrong_mean_na,
     refuses (HTTP 400), busy (HTTP 500 for the first `failures` requests), dies (HTTP 500 after `failures` answers).
+    `plan` is a file that it says it runs under.
     """
 
     daemon_threads = True
 
-    def __init__(self, model: Path, fault: str = "none", failures: int = 0) -> None:
+    def __init__(self, model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model = model
         self.fault = fault
         self.failures = failures
+        self.plan = plan
         self.prompts: list[list[int]] = []
         self.requests = 0
 
@@ -36,9 +38,9 @@ class FakeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_server(model: Path, fault: str = "none", failures: int = 0) -> Iterator[FakeServer]:
+def fake_server(model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None) -> Iterator[FakeServer]:
     """Serve until the block ends."""
-    server = FakeServer(model, fault, failures)
+    server = FakeServer(model, fault, failures, plan)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -63,7 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         folder = str(self.server.model)
+        plan = self.server.plan
         answers: dict[str, Any] = {
+            "/moe_prune_plan": plan and {"file": str(plan), "plan": json.loads(plan.read_text())},
             "/model_info": {"model_path": folder, "tokenizer_path": folder},
             "/v1/models": {"data": [{"id": folder, "max_model_len": 256}]},
             "/server_info": {"dtype": "float32", "launch_command": f"--model-path {folder} --moe-opt-config builtin"},

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.model_shape import MoEShape, read_config
+from sglang_moe_opt.plan import PrunePlan
+
 CHECKPOINT = Path(__file__).resolve().parents[2] / "eval" / "reference_models" / "checkpoints" / "mini-v2"
 
 
@@ -39,3 +43,16 @@ def weightless_model(folder: Path) -> Path:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(CHECKPOINT / name, folder)
     return folder
+
+
+def write_odd_plan(model: Path, file: Path) -> Path:
+    """Write a plan that keeps every other expert of a model's layers."""
+    shape = MoEShape.from_path(model)
+    kept = tuple(range(1, shape.num_experts, 2))
+    PrunePlan(
+        model=fingerprint(read_config(model), model),
+        num_experts=shape.num_experts,
+        layers=dict.fromkeys(shape.moe_layer_ids, kept),
+        method={"criterion": "odd"},
+    ).save(file)
+    return file

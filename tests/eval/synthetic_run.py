@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.results import Item, Manifest, MetricKind, ResultsFolder, ScheduleEntry, TaskEntry
+from eval.plans import under
+from eval.results import Item, Manifest, MetricKind, PlanEntry, ResultsFolder, ScheduleEntry, TaskEntry
 
 LAYERS = 7
 TASKS: dict[str, tuple[MetricKind, float | None, bool, int]] = {
@@ -42,10 +43,16 @@ def write_run(
     flips: float = 0.0,
     seed: int = 0,
     fingerprint: str = "0123456789abcdef",
+    plans: Sequence[PlanEntry] = (),
+    whole: bool = True,
 ) -> ResultsFolder:
-    """A complete run. Fewer experts lose more, descending schedules less; `flips` is the share of random flips."""
+    """A complete run of the whole model, if wanted, and under each plan.
+
+    Fewer experts lose more, descending schedules less; `flips` is the share of random flips.
+    """
     folder = ResultsFolder(root)
-    entries = [_entry(label, hint) for label, hint in schedules.items()]
+    own = [_entry(label, hint) for label, hint in schedules.items()]
+    entries = [*(own if whole else ()), *(entry for plan in plans for entry in under(plan, own))]
     folder.write_manifest(
         Manifest(
             created="2026-01-02T03:04:05+00:00",
@@ -59,7 +66,7 @@ def write_run(
             git_revision="abc1234",
             schedules=entries,
             tasks=[_task(name) for name in tasks],
-            seconds={f"{label}/{task}": 1.5 for label in schedules for task in tasks},
+            seconds={f"{label}/{task}": 1.5 for label in (entry.label for entry in entries) for task in tasks},
         )
     )
     for number, entry in enumerate(entries):
@@ -67,6 +74,27 @@ def write_run(
             noise = np.random.default_rng([seed, number, len(name)])
             folder.write_items(entry.label, name, _items(name, _loss(entry), flips, noise))
     return folder
+
+
+def plan_entry(name: str, kept: int, **method: Any) -> PlanEntry:
+    """Keeps `kept` experts of 64 in every layer, a thousand bytes each."""
+    return PlanEntry(
+        name=name,
+        digest=f"{name} {kept}",
+        num_experts=64,
+        kept=[kept] * LAYERS,
+        expert_bytes=1000 * kept * LAYERS,
+        whole_expert_bytes=64000 * LAYERS,
+        method=method,
+    )
+
+
+PLANS = (
+    plan_entry("reap-48", 48, criterion="reap", keep=48),
+    plan_entry("reap-16", 16, criterion="reap", keep=16),
+    plan_entry("merged <16>", 16, criterion="reap", merge="average", merge_by="output"),
+)
+PLAN_SCHEDULES = {"full": "full", "na=4": {"na": 4}}
 
 
 def _entry(label: str, hint: Any) -> ScheduleEntry:
@@ -84,7 +112,8 @@ def _task(name: str) -> TaskEntry:
 
 def _loss(entry: ScheduleEntry) -> float:
     depth = np.linspace(1.6, 0.4, LAYERS)
-    return float(np.mean(depth * ((6 - np.array(entry.layers)) / 5.0) ** 2)) + 0.02 * entry.dynamic
+    pruned = 2 * (1 - entry.plan.share) ** 3 if entry.plan else 0.0
+    return float(np.mean(depth * ((6 - np.array(entry.layers)) / 5.0) ** 2)) + 0.02 * entry.dynamic + pruned
 
 
 def _items(name: str, loss: float, flips: float, noise: np.random.Generator) -> list[Item]:

@@ -8,7 +8,7 @@ import pytest
 
 from eval.compare import Comparison, compare, pareto, shape_of
 from eval.results import ResultsError
-from tests.eval.synthetic_run import FEW_SCHEDULES, TASKS, write_run
+from tests.eval.synthetic_run import FEW_SCHEDULES, PLAN_SCHEDULES, PLANS, TASKS, plan_entry, write_run
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,9 @@ def test_the_front_leaves_out_what_is_beaten(comparison: Comparison) -> None:
     on_front = {row.label for row in comparison.rows if row.average.on_front}
     assert {"na=1", "na=2", "na=4", "6,4,2,7"} <= on_front
     assert "2,4,6,7" not in on_front
-    assert pareto([1, 2, 2, 3], [5, 7, 6, 7]) == [True, True, False, False]
-    assert pareto([1, 1], [5, 5]) == [True, True]
+    assert pareto([(1,), (2,), (2,), (3,)], [5, 7, 6, 7]) == [True, True, False, False]
+    assert pareto([(1,), (1,)], [5, 5]) == [True, True]
+    assert pareto([(6, 1), (6, 0.5), (3, 1), (3, 0.5)], [9, 9, 8, 7]) == [False, True, True, True]
 
 
 def test_the_fewest_experts_within_a_margin(comparison: Comparison) -> None:
@@ -122,3 +123,65 @@ def test_only_texts_or_only_choices_are_enough(tmp_path: Path) -> None:
     choices = compare([write_run(tmp_path / "b", tasks=("rte", "cloze")).root])
     assert choices.baseline.bits_per_byte is None
     assert choices.baseline.average.estimate.value == pytest.approx(choices.baseline.tasks["rte"].estimate.value)
+
+
+# --- plans ---
+
+ORDER = ["full", "na=4", "reap-48", "reap-48/na=4", "merged <16>", "merged <16>/na=4", "reap-16", "reap-16/na=4"]
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare([write_run(tmp_path_factory.mktemp("run"), PLAN_SCHEDULES, plans=PLANS).root])
+
+
+def test_plans_follow_the_whole_model_by_falling_memory(pruned: Comparison) -> None:
+    assert [row.label for row in pruned.rows] == ORDER
+    assert [row.label for row in pruned.unpruned] == ["full", "na=4"]
+    assert [row.share for row in pruned.rows] == [1, 1, 0.75, 0.75, 0.25, 0.25, 0.25, 0.25]
+    assert pruned.headline_comparisons == len(ORDER) - 1
+    assert row(pruned, "reap-16").average.change.verdict.startswith("loss of")
+
+
+def test_what_is_cheaper_in_one_way_stays_on_the_front(pruned: Comparison) -> None:
+    assert {row.label for row in pruned.rows if row.bits_per_byte.on_front} == set(ORDER)
+
+
+def test_a_smaller_model_that_is_as_good_takes_full_off_the_front(tmp_path: Path) -> None:
+    found = compare([write_run(tmp_path, {"full": "full"}, plans=[plan_entry("most", 63)]).root])
+    full, most = found.rows
+    assert full.average.estimate.value == most.average.estimate.value
+    assert (full.average.on_front, most.average.on_front) == (False, True)
+    assert full.bits_per_byte.on_front  # there it is better by a trifle
+    assert found.smallest_within("bits_per_byte", 1.0) is most
+    assert found.fewest_within("bits_per_byte", 1.0) is None
+
+
+def test_fewest_experts_and_least_memory_are_two_questions(pruned: Comparison) -> None:
+    assert pruned.fewest_within("bits_per_byte", 1.0).label == "na=4"
+    assert pruned.fewest_within("average", 20).label == "na=4"
+    assert pruned.smallest_within("bits_per_byte", 1.0).label == "reap-48"
+    assert pruned.smallest_within("bits_per_byte", 100).label in ("reap-16", "merged <16>")
+    assert pruned.smallest_within("bits_per_byte", 0.01) is None
+
+
+def test_runs_under_different_plans_are_combined(tmp_path: Path) -> None:
+    whole = write_run(tmp_path / "whole", PLAN_SCHEDULES).root
+    one, other = (write_run(tmp_path / plan.name, PLAN_SCHEDULES, plans=[plan], whole=False).root for plan in PLANS[:2])
+    found = compare([one, other, whole])
+    assert [row.label for row in found.rows] == [label for label in ORDER if "merged" not in label]
+    assert found.rows[0].plan is None
+    with pytest.raises(ResultsError, match="no complete results of 'full'"):
+        compare([one, other])
+    alone = compare([one])
+    assert (alone.baseline.label, alone.unpruned) == ("reap-48", alone.rows)
+    assert alone.fewest_within("average", 20).label == "reap-48/na=4"
+    assert alone.smallest_within("average", 20) is None
+
+
+def test_one_name_for_two_plans_is_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(kept), plans=[plan_entry("half", kept)]).root for kept in (32, 30)]
+    with pytest.raises(ResultsError, match="schedule 'half' is not what it is in the other runs"):
+        compare(runs)
+    again = write_run(tmp_path / "again", plans=[plan_entry("half", 32)], seed=1).root
+    assert row(compare([runs[0], again]), "half").runs == 2

@@ -16,10 +16,11 @@ from eval.compare import Comparison, compare
 from eval.outputs import console, write_all
 from eval.outputs.html import page
 from eval.outputs.json import summary
+from eval.outputs.kept import experts, method_name, series
 from eval.outputs.markdown import table
 from eval.outputs.notes import headlines, notes
 from eval.results import ResultsFolder
-from tests.eval.synthetic_run import FEW_SCHEDULES, TASKS, write_run
+from tests.eval.synthetic_run import FEW_SCHEDULES, PLAN_SCHEDULES, PLANS, TASKS, write_run
 
 FILES = {
     "summary.json",
@@ -147,3 +148,93 @@ def test_the_markdown_table_has_every_schedule_and_task(comparison: Comparison) 
     row = comparison.rows[1]
     difference = row.average.change.difference
     assert f"{row.average.estimate.value:.1f} ({difference.interval.low:+.1f} to" in lines[3]
+
+
+# --- plans ---
+
+KEPT_FILES = {"accuracy_vs_experts_kept.png", "bits_per_byte_vs_experts_kept.png"}
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare([write_run(tmp_path_factory.mktemp("pruned"), PLAN_SCHEDULES, plans=PLANS).root])
+
+
+def test_pages_without_plans_do_not_speak_of_them(comparison: Comparison) -> None:
+    output = StringIO()
+    console.show(comparison, Console(file=output, width=160))
+    for text in (output.getvalue(), page(comparison), "\n".join(table(comparison)), "\n".join(headlines(comparison))):
+        assert "experts kept" not in text
+        assert "memory" not in text
+    assert experts(comparison, comparison.rows[0]) is None
+    assert series(comparison, "average") == []
+
+
+def test_methods_are_told_apart_and_amounts_are_not() -> None:
+    names = [method_name(plan) for plan in PLANS]
+    assert names == ["reap", "reap", "reap + average by output"]
+    more = {"criterion": "soft", "budget": "global", "compensate": "least squares", "keep": 3}
+    assert method_name(PLANS[0].model_copy(update={"method": more})) == "soft, global budget + least squares"
+    assert method_name(PLANS[0].model_copy(update={"method": {"seed": 1}})) == "reap-48"
+
+
+def test_a_series_runs_to_the_whole_model_under_the_same_schedule(pruned: Comparison) -> None:
+    found = {one.name: one for one in series(pruned, "bits_per_byte")}
+    assert list(found) == ["reap", "reap/na=4", "reap + average by output", "reap + average by output/na=4"]
+    assert [(p.x, p.row.label) for p in found["reap"].points] == [(25, "reap-16"), (75, "reap-48"), (100, "full")]
+    assert found["reap/na=4"].points[-1].row.label == "na=4"
+    assert len({one.number for one in found.values()}) == 4
+
+
+def test_every_format_has_experts_and_memory(pruned: Comparison, tmp_path: Path) -> None:
+    written = {path.name for path in write_all(pruned, tmp_path)}
+    assert written == FILES | {"per_task.png"} | KEPT_FILES
+    output = StringIO()
+    console.show(pruned, Console(file=output, width=180))
+    html = (tmp_path / "report.html").read_text()
+    for text in (output.getvalue(), (tmp_path / "summary.md").read_text(), html):
+        assert "8 schedules, 3 prune plans" in text
+        assert "experts kept" in text
+        assert "16 of 64" in text
+        assert "expert MB" in text
+        assert "in the least memory: reap-48 (75 % of the experts' weights)" in text.replace("&#x27;", "'")
+    assert "merged &lt;16&gt;" in html
+    assert "merged <16>" not in html
+    assert html.count('class="plot wide"') == 4
+    lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))
+    by_label = {line["schedule"]: line for line in lines}
+    columns = [by_label["reap-48/na=4"][key] for key in ("plan", "method", "experts_kept", "experts")]
+    assert columns == ["reap-48", "reap", "48.0", "64"]
+    assert float(by_label["full"]["expert_megabytes"]) == 0.448
+    found = json.loads((tmp_path / "summary.json").read_text())
+    plans = {schedule["label"]: schedule["plan"] for schedule in found["schedules"]}
+    assert plans["full"] is None
+    assert (plans["reap-16"]["mean_kept"], plans["reap-16"]["method"]) == (16, {"criterion": "reap", "keep": 16})
+    assert (found["fewest_experts"]["bits_per_byte"], found["least_memory"]["bits_per_byte"]) == ("na=4", "reap-48")
+
+
+def test_plans_alone_leave_nothing_to_draw_against_mean_na(tmp_path: Path) -> None:
+    comparison = compare([write_run(tmp_path / "a", {"full": "full"}, plans=PLANS).root])
+    files = {path.name for path in write_all(comparison, tmp_path / "out")}
+    assert files == {"summary.json", "summary.csv", "summary.md", "report.html"} | KEPT_FILES
+    assert all("in the least memory" in line for line in headlines(comparison))
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "against mean na" not in html
+    assert "Pareto front</li>" not in html
+
+
+def test_one_pruned_model_alone_is_drawn_like_a_whole_one(tmp_path: Path) -> None:
+    comparison = compare([write_run(tmp_path / "a", PLAN_SCHEDULES, plans=PLANS[:1], whole=False).root])
+    files = {path.name for path in write_all(comparison, tmp_path / "out")}
+    assert files == FILES | {"per_task.png"}
+    assert "48 of 64" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_page_is_drawn_where_pruned_models_beat_every_whole_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", PLAN_SCHEDULES, ("rte",), plans=PLANS[:1])
+    for label in ("reap-48", "reap-48/na=4"):
+        items = [item.model_copy(update={"acc": 1}) for item in folder.read_items(label, "rte")]
+        folder.write_items(label, "rte", items)
+    comparison = compare([folder.root])
+    assert not any(row.average.on_front for row in comparison.unpruned)
+    write_all(comparison, tmp_path / "out")

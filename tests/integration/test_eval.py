@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server import MINI_V2, Server, Servers, needs_text
+from rich.console import Console
+from server import MINI_V2, Kind, Server, Servers, needs_text
 
+from eval.compare import compare
 from eval.results import Item, ResultsFolder
+from eval.runner import Request, evaluate
+from eval.schedules import parse_profiles
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.data]
 
@@ -148,6 +153,33 @@ def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> 
 def _hear_interrupts() -> None:
     """A shell starts what it puts in the background with SIGINT ignored, and so would be all that the tests start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("kind", [Kind(plan="by-layer, replaced")], ids=["pruned"])
+def test_a_pruned_server_is_evaluated_as_one(
+    v2: Server, servers: Servers, kind: Kind, data_folder: Path, tmp_path: Path
+) -> None:
+    needs_text(v2)
+    pruned, said = servers.get(kind), Console(file=StringIO(), width=200)
+    whole, small = (
+        evaluate(
+            server.url,
+            Request(parse_profiles("full,na=1"), ("cloze",), tmp_path / name, data_folder, limit=8),
+            said,
+        )
+        for server, name in ((v2, "whole"), (pruned, "small"))
+    )
+    name = f"{pruned.log.stem}.plan"
+    canaries = [line for line in said.file.getvalue().splitlines() if line.startswith("canary: ")]
+    assert ["differ from Hugging Face fp32 by" in line for line in canaries] == [True, True]  # no more than fp32 may
+    assert canaries[1].startswith(f"canary: {name}: ")
+    rows = compare([whole.root, small.root]).rows
+    assert [row.label for row in rows] == ["full", "na=1", name, f"{name}/na=1"]
+    assert [row.plan and row.plan.digest for row in rows] == [None, None, *[pruned.plan.digest] * 2]
+    for label in ("full", "na=1"):
+        under = name if label == "full" else f"{name}/{label}"
+        pairs = zip(whole.read_items(label, "cloze"), small.read_items(under, "cloze"), strict=True)
+        assert all(a.loglikelihoods != b.loglikelihoods for a, b in pairs)
 
 
 def test_a_wrong_url_is_one_clear_line(data_folder: Path, tmp_path: Path) -> None:

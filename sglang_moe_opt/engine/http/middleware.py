@@ -7,8 +7,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_moe_opt.engine.http import plan
 from sglang_moe_opt.engine.http.live import Key, LiveSchedules
 from sglang_moe_opt.engine.metrics import HttpMetrics
+from sglang_moe_opt.engine.pruning import get_pruning
 from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.hints import ResolvedHint
 
@@ -92,7 +94,10 @@ class MoESkipMiddleware:
 
 def setup_http_server(*args: Any, **kwargs: Any) -> None:
     """BEFORE ``_setup_and_run_http_server``."""
-    if Settings.from_env().enabled:
+    is_enabled = Settings.from_env().enabled
+    if is_enabled or get_pruning() is not None:
         from sglang.srt.entrypoints.http_server import app
 
-        app.add_middleware(MoESkipMiddleware)
+        app.add_api_route(plan.PATH, plan.served_plan)
+        if is_enabled:
+            app.add_middleware(MoESkipMiddleware)
