@@ -107,7 +107,7 @@ def distill(
         state: file of the training's state, from which an interrupted one goes on; it is left there at the end.
         identity: what else decides the result; a state with another one is refused.
         save_every: steps between two writings of the state; one more is written on an interruption.
-        device: of torch.
+        device: of torch; beyond the CPU products are in bfloat16.
         report: called after every step.
 
     Raises:
@@ -184,7 +184,7 @@ def _step(teacher: Any, student: Any, rows: Tensor, recipe: Recipe) -> float:
 def _losses(teacher: Any, student: Any, rows: Tensor, micro_rows: int) -> Iterator[Tensor]:
     """KL divergence summed over the tokens of a few rows at a time."""
     for part in rows.split(micro_rows):
-        with torch.autocast(part.device.type, torch.bfloat16):
+        with torch.autocast(part.device.type, torch.bfloat16, enabled=part.device.type != "cpu"):
             with torch.no_grad():
                 wanted = teacher(part, use_cache=False).logits
             found = student(part, use_cache=False).logits

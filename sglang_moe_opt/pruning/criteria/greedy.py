@@ -17,7 +17,8 @@ def score(evidence: Evidence) -> Scores:
     from sglang_moe_opt.pruning.sample import sampled_inputs
 
     if evidence.checkpoint is None or evidence.statistics_folder is None:
-        raise ValueError("criterion: greedy needs the model's folder and --statistics with sampled inputs")
+        missing = "statistics" if evidence.statistics_folder is None else "model's folder"
+        raise ValueError(f"{missing}: missing, and greedy needs the model's weights and sampled inputs")
     shape = evidence.shape
     with Tensors(evidence.checkpoint) as tensors:
         return np.stack(
