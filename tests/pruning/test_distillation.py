@@ -1,4 +1,4 @@
-"""Distillation: the student is the pruned model, training brings it nearer to the full one, and survives an interruption."""
+"""Distillation: the student is the pruned model, training brings it nearer to the full one and can be interrupted."""
 
 from __future__ import annotations
 
