@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sglang_moe_opt.fields import FieldError
-from sglang_moe_opt.files import read_json, sha256_of, write_atomically
+from sglang_moe_opt.files import read_json, replace_atomically, sha256_of, write_atomically
 
 
 def test_text_and_bytes_with_their_folders(tmp_path: Path) -> None:
@@ -33,6 +33,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
         write_atomically(file, "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
     assert file.read_text() == "old"
+
+
+def test_a_writer_that_makes_a_private_file(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.unlink()
+        path.touch(0o600)
+
+    replace_atomically(tmp_path / "private", write)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(

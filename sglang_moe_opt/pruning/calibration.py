@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_moe_opt.files import write_atomically
+from sglang_moe_opt.files import replace_atomically, write_atomically
 from sglang_moe_opt.pruning.corpus import Corpus
 from sglang_moe_opt.pruning.statistics import CORPUS_FILE, INPUTS_FILE, PROVENANCE_FILE, ExpertStatistics
 
@@ -164,9 +164,7 @@ class Calibration:
         inputs = {name: torch.cat(found) for name, found in parts.items()}
         if not np.array_equal(inputs.pop("sampled").numpy(), self.sample):
             raise RuntimeError(f"{self.folder}: the inputs recorded are not those of the sample")
-        temporary = self.folder / f".{INPUTS_FILE}"
-        save_file(inputs, temporary)
-        temporary.replace(self.folder / INPUTS_FILE)
+        replace_atomically(self.folder / INPUTS_FILE, lambda path: save_file(inputs, path))
 
 
 def _add_up(files: list[Path]) -> dict[str, Any]:
