@@ -60,7 +60,7 @@ def test_groups_add_up_to_the_corpus(calibration: Calibration) -> None:
     inputs = load_file(calibration.folder / "inputs.safetensors")
     np.testing.assert_array_equal(inputs["model.layers.2.mlp.input"][:, 0], calibration.sample)
     names = {file.name for file in calibration.folder.iterdir()}
-    assert names == {"statistics.json", "statistics.safetensors", "inputs.safetensors"}
+    assert names == {"statistics.json", "statistics.safetensors", "inputs.safetensors", "corpus.safetensors"}
     calibration.open()
     assert calibration.is_finished
 
