@@ -1,4 +1,4 @@
-"""The prune plans of an evaluation: named, checked before any server starts, and what results record of them."""
+"""The prune plans that a run compares: named, checked before any server starts, and what results record of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from eval.results import PlanEntry, ScheduleEntry
-from sglang_moe_opt.engine.pruning import Pruning
+from sglang_moe_opt.engine.pruning import Pruning, stored_plan
 from sglang_moe_opt.engine.pruning.check import check_plan
+from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.plan import PLAN_FILE, PrunePlan
@@ -53,19 +54,23 @@ class NamedPlan:
         )
 
 
-def load_plans(options: Sequence[str], model: str, shape: MoEShape) -> tuple[NamedPlan, ...]:
+def load_plans(options: Sequence[str], model: str, shape: MoEShape, policy: str = "builtin") -> tuple[NamedPlan, ...]:
     """Read `NAME=FILE` or `FILE`, whose stem is then the name, and check each plan against the model.
 
     Args:
         options: in order.
         model: folder or hub id of the whole model.
         shape: of the whole model.
+        policy: the servers' policy file, or `builtin`.
 
     Raises:
-        ValueError: a plan that cannot be read or does not fit the model, or a name that is there twice.
+        ValueError: a plan that cannot be read or does not fit the model, a name that is there twice, or no whole model
+            to compare with.
     """
-    if (Path(model) / PLAN_FILE).exists():
+    if options and (Path(model) / PLAN_FILE).exists():
         raise FieldError("--model", model, f"a whole model: {PLAN_FILE} there says that it was made from another one")
+    if options and (own := Settings(policy, None).plan_file() or stored_plan(Path(model))):
+        raise FieldError(OPTION, ", ".join(options), f"plans beside the whole model; {own} prunes it already")
     found: dict[str, NamedPlan] = {}
     for option in options:
         name, file = _split(option)

@@ -14,7 +14,7 @@ import httpx
 
 from eval.endpoint import EndpointError
 from eval.plans import NamedPlan, under
-from eval.results import ScheduleEntry
+from eval.results import PlanEntry, ScheduleEntry
 from eval.schedules import Labelled, resolve_all
 from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.fields import FieldError
@@ -77,9 +77,14 @@ class ServedModel:
     def schedules(self, wanted: Sequence[Labelled], policy: Policy) -> list[ScheduleEntry]:
         """Expand schedules on the model, under the plan if there is one. Raises FieldError."""
         entries = resolve_all(wanted, policy, self.shape)
+        return entries if self.plan_entry is None else under(self.plan_entry, entries)
+
+    @property
+    def plan_entry(self) -> PlanEntry | None:
+        """What results record of the plan; None for a whole model."""
         if self.plan is None:
-            return entries
-        return under(self.plan.entry(self.shape, self.fingerprint if self.plan.is_exported else None), entries)
+            return None
+        return self.plan.entry(self.shape, self.fingerprint if self.plan.is_exported else None)
 
     def policy(self, file: Path | None = None) -> Policy:
         """The policy in `file`, else the one the server was started with, else the built-in one. Raises PolicyError."""

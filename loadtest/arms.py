@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from eval.results import file_name
 from eval.schedules import Labelled, parse_profiles, resolve_all
-from loadtest.folder import ArmEntry, PlanEntry
+from loadtest.folder import ArmEntry
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.schedule import FULL
@@ -65,14 +65,12 @@ def parse_curves(profiles: str, mixes: Sequence[str], plans: Iterable[str], othe
 def build_arms(
     curves: Sequence[Curve],
     servers: Mapping[str, Target],
-    plans: Mapping[str, PlanEntry] | None = None,
     config: Path | None = None,
 ) -> list[ArmEntry]:
-    """The curves with their servers.
+    """The curves with their servers, and the plans that these run under by their own word.
 
     Args:
         servers: by the names that the curves give them.
-        plans: of the pruned servers.
         config: the servers' policy file, where they do not say.
 
     Raises:
@@ -80,13 +78,16 @@ def build_arms(
     """
     every = {profile.label: profile for curve in curves for profile, _ in curve.mix}
     mean_na = _mean_na(servers[WHOLE], list(every.values()), config)
-    return [_arm(curve, servers[curve.server], (plans or {}).get(curve.server), mean_na) for curve in curves]
+    return [_arm(curve, servers[curve.server], mean_na) for curve in curves]
 
 
-def _arm(curve: Curve, target: Target, plan: PlanEntry | None, mean_na: Mapping[str, float]) -> ArmEntry:
+def _arm(curve: Curve, target: Target, mean_na: Mapping[str, float]) -> ArmEntry:
+    plan = target.served.plan_entry if target.served else None
+    if plan and curve.server != WHOLE:
+        plan = plan.model_copy(update={"name": curve.server})
     if not curve.mix:
         hints: dict[str, tuple[Any, float]] = {curve.label: (None, 1.0)}
-        return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True)
+        return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True, plan=plan)
     whole = sum(share for _, share in curve.mix)
     return ArmEntry(
         label=curve.label,

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.results import ResultsError, file_name, read_json
+from eval.results import PlanEntry, ResultsError, file_name, read_json
 from loadtest.load import Load
 from loadtest.record import Record, read_lines, to_lines
 from sglang_moe_opt.files import write_atomically
@@ -25,25 +25,6 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanEntry(_Frozen):
-    """The prune plan that a server runs under.
-
-    Attributes:
-        name: as reports call it.
-        digest: of what the plan does, 32 hex digits.
-        kept: experts of each MoE layer, in the order of the layers.
-        num_experts: of each MoE layer of the whole model.
-        kept_bytes, full_bytes: weights of the routed experts that are left, and of all.
-    """
-
-    name: str
-    digest: str
-    kept: tuple[int, ...]
-    num_experts: int
-    kept_bytes: int
-    full_bytes: int
 
 
 class ServerMemory(_Frozen):

@@ -85,15 +85,15 @@ def _rows(run: Run, prefix: str | None) -> Iterator[ServerRow]:
         return
     base = next(iter(firsts.values())).memory
     for name, arm in firsts.items():
-        kept_bytes = arm.plan.kept_bytes if arm.plan else known.full_bytes
+        kept_bytes = arm.plan.expert_bytes if arm.plan else known.whole_expert_bytes
         freed = base.scheduler_bytes - arm.memory.scheduler_bytes if arm.plan and base and arm.memory else None
         yield ServerRow(
             name=name if prefix is None else f"{prefix}: {name}",
             arm=names[arm.label],
-            kept=arm.plan.kept if arm.plan else (known.num_experts,) * len(known.kept),
+            kept=tuple(arm.plan.kept) if arm.plan else (known.num_experts,) * len(known.kept),
             num_experts=known.num_experts,
             expert_mb=kept_bytes / MB,
-            removed_mb=(known.full_bytes - kept_bytes) / MB,
+            removed_mb=(known.whole_expert_bytes - kept_bytes) / MB,
             memory=arm.memory,
             freed_mb=None if freed is None else freed / MB,
         )

@@ -20,6 +20,7 @@ from sglang_moe_opt.fields import FieldError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from eval.plans import NamedPlan
     from loadtest.load import Load
     from loadtest.sweep import Options
     from loadtest.target import Target
@@ -94,7 +95,6 @@ def loadtest(
             "--prune-plan is for servers that --model starts: show those that run with --baseline NAME=URL"
         )
     from loadtest.metrics.goodput import parse_goodput
-    from loadtest.plans import parse_plans
     from loadtest.servers import end_on_sigterm
     from loadtest.sweep import Options
 
@@ -120,7 +120,7 @@ def loadtest(
         resume=resume,
     )
     folder = out or Path("results") / f"loadtest-{datetime.now():%Y%m%d-%H%M%S}"
-    curves = _Curves(profiles, mix or [], _named(baseline or []), parse_plans(prune_plan or []), config)
+    curves = _Curves(profiles, mix or [], _named(baseline or []), prune_plan or [], config)
     try:
         _run(options, curves, url, model, api, folder, tuple(import_ or ()), as_json)
     except KeyboardInterrupt:
@@ -130,12 +130,12 @@ def loadtest(
 
 @dataclass(frozen=True)
 class _Curves:
-    """What to draw: schedules of the model, mixes of them, other servers by name, and plans by name."""
+    """What to draw: schedules of the model, mixes of them, other servers by name, and plans as NAME=FILE."""
 
     profiles: str
     mixes: Sequence[str]
     others: Mapping[str, str]
-    plans: Mapping[str, Path]
+    plans: Sequence[str]
     config: Path | None
 
 
@@ -154,7 +154,6 @@ def _run(
     from loadtest.arms import WHOLE, build_arms, parse_curves
     from loadtest.folder import LoadtestFolder
     from loadtest.generators import GeneratorError
-    from loadtest.plans import check_plans
     from loadtest.prompts import parse
     from loadtest.sweep import Sweep, SweepError, is_here
     from loadtest.target import find_target
@@ -162,8 +161,8 @@ def _run(
 
     # Refuse what is wrong before a server starts.
     parse(options.prompts, vocab_size=1 << 16, data_dir=options.data_dir, seed=0)
-    wanted = parse_curves(curves.profiles, curves.mixes, curves.plans, curves.others)
-    plans = check_plans(curves.plans, resolve_model(str(model)), policy_of(curves.config)) if curves.plans else {}
+    plans = _plans(curves, str(model)) if curves.plans else {}
+    wanted = parse_curves(curves.profiles, curves.mixes, plans, curves.others)
     needs_text = not options.prompts.startswith("random:")
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -180,7 +179,7 @@ def _run(
         servers = {WHOLE: target}
         servers |= {name: find_target(other, api, needs_text=needs_text) for name, other in addresses.items()}
         targets = {server.url: server for server in servers.values()}
-        arms = build_arms(wanted, servers, {name: plan.entry for name, plan in plans.items()}, curves.config)
+        arms = build_arms(wanted, servers, curves.config)
         if options.trace:
             options = replace(options, max_input=_longest_prompt(options, target, console))
         if is_here(target.url) and not has_accelerator():
@@ -201,6 +200,17 @@ def _run(
         problem = f"{sweep.failures} requests failed; see the table of points in {folder / 'report.html'}"
     if problem:
         raise RuntimeError(problem)
+
+
+def _plans(curves: _Curves, model: str) -> dict[str, NamedPlan]:
+    """The plans by name, checked against the model. Raises ValueError."""
+    from eval.plans import load_plans
+    from eval.served import read_model_config
+    from sglang_moe_opt.model_shape import MoEShape
+
+    path = resolve_model(model)
+    shape = MoEShape.from_config(read_model_config(path))
+    return {plan.name: plan for plan in load_plans(curves.plans, path, shape, policy_of(curves.config))}
 
 
 def _longest_prompt(options: Options, target: Target, console: Console) -> int:

@@ -32,8 +32,8 @@ def half(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["--url", "http://localhost:1", "--prune-plan", "PLAN"], "show those that run with --baseline NAME=URL"),
-        (["--model", "mini-v2", "--prune-plan", "PLAN", "--prune-plan", "half=b.json"], "every name once"),
-        (["--model", "mini-v2", "--prune-plan", "full=PLAN"], "each label once"),
+        (["--model", "mini-v2", "--prune-plan", "PLAN", "--prune-plan", "half=b.json"], "each name once"),
+        (["--model", "mini-v2", "--prune-plan", "full=PLAN"], "other than full"),
         (["--model", "mini-v2", "--prune-plan", "PLAN", "--baseline", "half=http://localhost:1"], "each label once"),
         (["--model", "mini-v2", "--prune-plan", "none.json"], "none.json: plan: got"),
         (["--model", "mini-v3", "--prune-plan", "PLAN"], "half.json: model: got"),

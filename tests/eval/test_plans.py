@@ -69,6 +69,15 @@ def test_an_exported_checkpoint_is_no_whole_model(model: Path, half: Path, tmp_p
         load([str(half)], folder)
 
 
+def test_a_policy_with_a_plan_leaves_no_whole_model(model: Path, half: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("prune_plan: half.json\n")
+    shape = MoEShape.from_path(model)
+    with pytest.raises(FieldError, match=r"half\.json prunes it already"):
+        load_plans([str(half)], str(model), shape, str(policy))
+    assert load_plans([], str(model), shape, str(policy)) == ()
+
+
 def test_what_results_record(model: Path, half: Path) -> None:
     shape = MoEShape.from_path(model)
     (plan,) = load_plans([f"odd-32={half}"], str(model), shape)

@@ -74,8 +74,8 @@ def step_s(na: float, users: int) -> float:
 
 def plan_of(name: str, kept: Sequence[int]) -> PlanEntry:
     """Of experts of 10 MB."""
-    sizes = {"kept_bytes": sum(kept) * 10**7, "full_bytes": len(kept) * EXPERTS * 10**7}
-    return PlanEntry(name=name, digest=f"{sum(kept):032x}", kept=tuple(kept), num_experts=EXPERTS, **sizes)
+    sizes = {"expert_bytes": sum(kept) * 10**7, "whole_expert_bytes": len(kept) * EXPERTS * 10**7}
+    return PlanEntry(name=name, digest=f"{sum(kept):032x}", kept=list(kept), num_experts=EXPERTS, **sizes)
 
 
 def memory_of(kept: Sequence[int]) -> ServerMemory:

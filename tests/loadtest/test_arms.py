@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from eval.plans import NamedPlan
+from eval.served import ServedModel
 from loadtest.arms import WHOLE, build_arms, parse_curves
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
-from tests.loadtest.synthetic_load import plan_of
+from sglang_moe_opt.plan import PrunePlan
+from sglang_moe_opt.shapes import ShapeSpec
 
-HALF = plan_of("half", [32, 32])
+
+def served_under(name: str) -> ServedModel:
+    """What a server says that keeps half of the experts of a small shape."""
+    config = ShapeSpec.parse("tiny-v2@3").config("float32")
+    experts = int(config["n_routed_experts"])
+    plan = PrunePlan(model="0" * 32, num_experts=experts, layers=dict.fromkeys((1, 2), tuple(range(experts // 2))))
+    return ServedModel(
+        "http://half", "m", "m", "m", "auto", 512, config, "builtin", NamedPlan(name, Path("half.json"), plan)
+    )
 
 
 def test_every_plan_meets_every_profile_and_its_name_stands_for_the_first() -> None:
@@ -37,10 +51,11 @@ def test_a_label_that_is_there_twice_is_refused(plans: list[str], others: list[s
 
 def test_an_arm_is_asked_at_its_own_server() -> None:
     servers = {name: Target(f"http://{name or 'whole'}", "generate", "", None) for name in (WHOLE, "half", "other")}
-    arms = build_arms(parse_curves("full,na=2", [], ["half"], ["other"]), servers, {"half": HALF})
+    servers["half"] = replace(servers["half"], served=served_under("as-the-server-calls-it"))
+    arms = build_arms(parse_curves("full,na=2", [], ["half"], ["other"]), servers)
     assert [arm.label for arm in arms] == ["full", "na=2", "half", "half/na=2", "other"]
     assert [arm.url for arm in arms] == ["http://whole"] * 2 + ["http://half"] * 2 + ["http://other"]
-    assert [arm.plan for arm in arms] == [None, None, HALF, HALF, None]
+    assert [arm.plan and arm.plan.name for arm in arms] == [None, None, "half", "half", None]
     assert [arm.is_baseline_server for arm in arms] == [False] * 4 + [True]
     assert arms[3].hints == {"na=2": ({"na": 2}, 1.0)}
     assert arms[4].hints == {"other": (None, 1.0)}
