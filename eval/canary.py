@@ -28,7 +28,8 @@ TEXT: Final = (
 """Any trained model finds some of these words much likelier than others."""
 TOLERANCES: Final = {"float32": 1e-3, "bfloat16": 0.75, "float16": 0.3}
 """Largest difference from Hugging Face's fp32 allowed at a token of TEXT, in nats; half of it on average for fp32, a
-tenth otherwise: in 16 bits near-tied experts swap, which moves single tokens by tenths of a nat but not the mean."""
+fifth otherwise: in 16 bits near-tied experts swap, which moves single tokens by tenths of a nat. A plan that is not
+applied moves the mean by half a nat and more."""
 _REFERENCE_BYTES: Final = 6 << 30
 """Larger checkpoints are not loaded beside the server to compare with."""
 
@@ -162,7 +163,7 @@ def _compare(served: ServedModel, ids: list[int], full: list[float]) -> tuple[fl
     mean = _mean_difference(full, reference)
     dtype = served.dtype if served.dtype in TOLERANCES else str(served.config.get("dtype") or "bfloat16")
     allowed = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
-    if largest > allowed or mean > allowed / (2 if dtype == "float32" else 10):
+    if largest > allowed or mean > allowed / (2 if dtype == "float32" else 5):
         under = f" under the plan {served.plan.name}" if served.plan else ""
         raise EndpointError(
             f"{served.url}: log-probabilities differ from Hugging Face's on the same weights{under} by {largest:.3g} "

@@ -5,6 +5,7 @@ The changed weights go into a sidecar beside the plan; the checkpoint stays as i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,21 @@ def merged_tensors(layer: MoELayer, kept: tuple[int, ...], statistics: Path, how
 
 
 def save_refined(plan: PrunePlan, tensors: Mapping[str, Tensor], method: Mapping[str, Any], out: Path) -> PrunePlan:
-    """Write the sidecar beside `out`, then the plan that names it, `method` added to its own. Raises OSError."""
+    """Write the sidecar beside `out`, then the plan that names it. Raises OSError.
+
+    `method` is added to the plan's own, and this process's command to the list `refined` of its provenance.
+    """
     from safetensors.torch import save_file
 
     sidecar = out.with_name(f"{out.stem}.safetensors")
     replace_atomically(sidecar, lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}))
-    refined = plan.model_copy(update={"weights": SidecarFile.of(sidecar), "method": {**plan.method, **method}})
+    commands = [*plan.provenance.get("refined", []), ["moe-opt", *sys.argv[1:]]]
+    refined = plan.model_copy(
+        update={
+            "weights": SidecarFile.of(sidecar),
+            "method": {**plan.method, **method},
+            "provenance": {**plan.provenance, "refined": commands},
+        }
+    )
     refined.save(out)
     return refined
