@@ -25,6 +25,12 @@ CONFIG = ShapeSpec.parse("tiny-v3@3").config("float32") | {
     "topk_group": 1,
     "vocab_size": 64,
 }
+MODELS = {
+    "v2": ShapeSpec.parse("tiny-v2@3").config("float32")
+    | {name: CONFIG[name] for name in CONFIG if name.endswith(("_size", "_tok", "routed_experts"))},
+    "v3": CONFIG,
+}
+"""One model of each router: softmax without groups, sigmoid with two."""
 UNIFORM = {1: (0, 3, 4, 7), 2: (1, 2, 5, 6)}
 UNEQUAL_LAYERS = {1: (0, 3, 4, 7), 2: (0, 1, 2, 3, 5, 6)}
 UNEQUAL_GROUPS = {1: (0, 1, 2, 4, 5), 2: (0, 1, 4, 5, 6)}

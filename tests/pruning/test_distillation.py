@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_models import CONFIG, make_model
+from export_models import MODELS, make_model
 
 from sglang_moe_opt.fields import FieldError
-from sglang_moe_opt.shapes import ShapeSpec
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -20,15 +19,6 @@ from sglang_moe_opt.pruning.distillation import Recipe, Report, batch_rows, dist
 from sglang_moe_opt.pruning.moe_layer import MoELayer, Tensors  # noqa: E402
 from sglang_moe_opt.pruning.student import load_teacher, make_student  # noqa: E402
 
-V2 = ShapeSpec.parse("tiny-v2@3").config("float32") | {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "moe_intermediate_size": 8,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 64,
-}
-MODELS = {"v2": V2, "v3": CONFIG}
 KEPT = {1: (0, 1, 4, 5, 7), 2: (0, 2, 5, 6)}
 """Another number in each layer, and for the model with two groups another one in each group."""
 RECIPE = Recipe(tokens=640, batch_tokens=64, row_tokens=16, micro_rows=3, lr=3e-3)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_models import CONFIG, make_model
-
-from sglang_moe_opt.shapes import ShapeSpec
+from export_models import MODELS, make_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -20,16 +18,6 @@ from sglang_moe_opt.pruning.greedy import elimination_scores  # noqa: E402
 from sglang_moe_opt.pruning.merging import align, assign, merge  # noqa: E402
 from sglang_moe_opt.pruning.moe_layer import MoELayer, SwiGLU, Tensors  # noqa: E402
 from sglang_moe_opt.pruning.ridge import Block, refit  # noqa: E402
-
-V2 = ShapeSpec.parse("tiny-v2@3").config("float32") | {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "moe_intermediate_size": 8,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 64,
-}
-MODELS = {"v2": V2, "v3": CONFIG}
 
 
 @pytest.fixture(scope="module", params=MODELS)
