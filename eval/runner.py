@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,7 @@ from eval.schedules import Labelled, check_labels, resolve_all
 from eval.scoring import build, score
 from eval.served import ServedModel, connect, load_policy, read_model_config
 from sglang_moe_opt.checkpoint_id import fingerprint
+from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy
 

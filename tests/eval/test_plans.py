@@ -65,7 +65,7 @@ def test_a_plan_must_fit_the_model(model: Path, half: Path, tmp_path: Path) -> N
 def test_an_exported_checkpoint_is_no_whole_model(model: Path, half: Path, tmp_path: Path) -> None:
     folder = weightless_model(tmp_path / "exported")
     (folder / "moe_prune_plan.json").write_bytes(half.read_bytes())
-    with pytest.raises(FieldError, match=r"moe_prune_plan\.json prunes it already"):
+    with pytest.raises(FieldError, match="a whole model"):
         load([str(half)], folder)
 
 

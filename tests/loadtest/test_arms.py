@@ -55,7 +55,7 @@ def test_an_arm_is_asked_at_its_own_server() -> None:
     arms = build_arms(parse_curves("full,na=2", [], ["half"], ["other"]), servers)
     assert [arm.label for arm in arms] == ["full", "na=2", "half", "half/na=2", "other"]
     assert [arm.url for arm in arms] == ["http://whole"] * 2 + ["http://half"] * 2 + ["http://other"]
-    assert [arm.plan and arm.plan.name for arm in arms] == [None, None, *["as-the-server-calls-it"] * 2, None]
+    assert [arm.plan and arm.plan.name for arm in arms] == [None, None, "half", "half", None]
     assert [arm.is_baseline_server for arm in arms] == [False] * 4 + [True]
     assert arms[3].hints == {"na=2": ({"na": 2}, 1.0)}
     assert arms[4].hints == {"other": (None, 1.0)}
