@@ -67,9 +67,7 @@ def load_plans(options: Sequence[str], model: str, shape: MoEShape, policy: str 
         ValueError: a plan that cannot be read or does not fit the model, a name that is there twice, or no whole model
             to compare with.
     """
-    if options and (Path(model) / PLAN_FILE).exists():
-        raise FieldError("--model", model, f"a whole model: {PLAN_FILE} there says that it was made from another one")
-    if options and (own := Settings(policy, None).plan_file() or stored_plan(Path(model))):
+    if options and (own := _own_plan(Path(model), policy)):
         raise FieldError(OPTION, ", ".join(options), f"plans beside the whole model; {own} prunes it already")
     found: dict[str, NamedPlan] = {}
     for option in options:
@@ -92,6 +90,12 @@ def under(plan: PlanEntry, schedules: Sequence[ScheduleEntry]) -> list[ScheduleE
         )
         for entry in schedules
     ]
+
+
+def _own_plan(model: Path, policy: str) -> Path | None:
+    """The plan of the policy or of the checkpoint, also where that was written as a smaller model."""
+    exported = model / PLAN_FILE
+    return Settings(policy, None).plan_file() or stored_plan(model) or (exported if exported.exists() else None)
 
 
 def _split(option: str) -> tuple[str, Path]:

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +29,6 @@ from eval.schedules import Labelled, check_labels, resolve_all
 from eval.scoring import build, score
 from eval.served import ServedModel, connect, load_policy, read_model_config
 from sglang_moe_opt.checkpoint_id import fingerprint
-from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy
 
@@ -116,8 +115,6 @@ def evaluate_plans(
     request.check()
     config, folder = read_model_config(model), Path(model)
     shape, policy = MoEShape.from_config(config), load_policy(request.config)
-    if policy.prune_plan is not None:
-        raise FieldError("--config: prune_plan", policy.prune_plan, "null: the whole model is evaluated as well")
     whole = resolve_all(request.schedules, policy, shape)
     servers = [(None, whole), *((plan, under(plan.entry(shape), whole)) for plan in plans)]
     schedules = [entry for _, entries in servers for entry in entries]
@@ -126,11 +123,7 @@ def evaluate_plans(
         if run.is_complete(entries):
             continue
         with serve(plan) as url:
-            served = connect(url)
-            wanted, found = (one and one.plan.digest for one in (plan, served.plan))
-            if found != wanted:
-                raise RunError(f"{url}: serves the model under the plan {found}, not {wanted}")
-            run.ask(replace(served, plan=plan), policy, entries)
+            run.ask(connect(url).known_under(plan), policy, entries)
     return run.folder
 
 

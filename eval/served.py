@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,16 @@ class ServedModel:
     def schedules(self, wanted: Sequence[Labelled], policy: Policy) -> list[ScheduleEntry]:
         """Expand schedules on the model, under the plan if there is one. Raises FieldError."""
         entries = resolve_all(wanted, policy, self.shape)
-        return entries if self.plan_entry is None else under(self.plan_entry, entries)
+        return under(self.plan_entry, entries) if self.plan_entry else entries
 
-    @property
+    def known_under(self, plan: NamedPlan | None) -> ServedModel:
+        """The same, its plan called as here. Raises EndpointError where it is served under another one."""
+        wanted, found = (one and one.plan.digest for one in (plan, self.plan))
+        if found != wanted:
+            raise EndpointError(f"{self.url}: serves the model under the plan {found}, not {wanted}")
+        return replace(self, plan=plan)
+
+    @cached_property
     def plan_entry(self) -> PlanEntry | None:
         """What results record of the plan; None for a whole model."""
         if self.plan is None:

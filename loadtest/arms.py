@@ -15,7 +15,7 @@ from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.schedule import FULL
 
 WHOLE: Final = ""
-"""Name of the server under test, which has the whole model."""
+"""Name of the server under test, which has the whole model unless it says under which plan it runs."""
 
 Mix = Sequence[tuple[Labelled, float]]
 """Profiles with their shares of the users, in any unit."""
@@ -62,12 +62,8 @@ def parse_curves(profiles: str, mixes: Sequence[str], plans: Iterable[str], othe
     return found
 
 
-def build_arms(
-    curves: Sequence[Curve],
-    servers: Mapping[str, Target],
-    config: Path | None = None,
-) -> list[ArmEntry]:
-    """The curves with their servers, and the plans that these run under by their own word.
+def build_arms(curves: Sequence[Curve], servers: Mapping[str, Target], config: Path | None = None) -> list[ArmEntry]:
+    """The curves with their servers, and the plans that these run under.
 
     Args:
         servers: by the names that the curves give them.
@@ -83,8 +79,6 @@ def build_arms(
 
 def _arm(curve: Curve, target: Target, mean_na: Mapping[str, float]) -> ArmEntry:
     plan = target.served.plan_entry if target.served else None
-    if plan and curve.server != WHOLE:
-        plan = plan.model_copy(update={"name": curve.server})
     if not curve.mix:
         hints: dict[str, tuple[Any, float]] = {curve.label: (None, 1.0)}
         return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True, plan=plan)

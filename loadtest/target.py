@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import httpx
 
 from eval.endpoint import HEADER, EndpointError
+from eval.plans import NamedPlan
 from eval.served import ServedModel, connect
 from loadtest.api import APIS, Ask
 from loadtest.burst import flush_cache
@@ -36,6 +37,10 @@ class Target:
     api: str
     model: str
     served: ServedModel | None
+
+    def known_under(self, plan: NamedPlan | None) -> Target:
+        """The same, its plan called as here. Raises EndpointError where it is served under another one."""
+        return replace(self, served=(self.served or connect(self.url)).known_under(plan))
 
     def flush(self, client: httpx.Client) -> None:
         """Empty the prefix cache, where the server can do that."""

@@ -97,6 +97,8 @@ def _figure(analysis: Analysis, panel: Panel, kind: str) -> str:
 def _servers(analysis: Analysis) -> str:
     rows = servers(analysis)
     about = "They run at the same time; memory is the host's, measured once, after a warm-up with the largest load."
+    if all(row.memory is None for row in rows):
+        about = "Experts and weights follow from the prune plans; memory was not measured."
     return f'<h2>Servers</h2>\n<p class="soft">{about}</p>\n{servers_table(analysis, rows)}\n' if rows else ""
 
 

@@ -83,7 +83,7 @@ def _rows(run: Run, prefix: str | None) -> Iterator[ServerRow]:
     known = next((arm.plan for arm in firsts.values() if arm.plan), None)
     if known is None:
         return
-    base = next(iter(firsts.values())).memory
+    base = firsts[WHOLE_MODEL].memory if WHOLE_MODEL in firsts else None
     for name, arm in firsts.items():
         kept_bytes = arm.plan.expert_bytes if arm.plan else known.whole_expert_bytes
         freed = base.scheduler_bytes - arm.memory.scheduler_bytes if arm.plan and base and arm.memory else None

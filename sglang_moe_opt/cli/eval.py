@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_moe_opt.cli.own_server import own_server, policy_of
+from sglang_moe_opt.cli.own_server import load_plans, own_server
 from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.schedule import FULL
 
@@ -119,20 +119,11 @@ def _run(
 
     if prune_plans:
         path = resolve_model(str(model))
-        evaluate_plans(path, _plans(prune_plans, path, policy_of(request.config)), serve, request, console)
+        evaluate_plans(path, load_plans(prune_plans, path, request.config), serve, request, console)
     else:
         with nullcontext(url) if url else serve(None) as address:
             run(str(address), request, console)
     report([request.out], None, as_json)
-
-
-def _plans(options: Sequence[str], model: str, policy: str) -> tuple[NamedPlan, ...]:
-    """The plans, checked against the model: a folder or a hub id. Raises ValueError."""
-    from eval.plans import load_plans
-    from eval.served import read_model_config
-    from sglang_moe_opt.model_shape import MoEShape
-
-    return load_plans(options, model, MoEShape.from_config(read_model_config(model)), policy)
 
 
 def _schedules(profiles: str | None, grid: str | None) -> list[Labelled]:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sglang_moe_opt.cli.eval import DATA_ENV
-from sglang_moe_opt.cli.own_server import own_servers, policy_of
+from sglang_moe_opt.cli.own_server import load_plans, own_servers
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 from sglang_moe_opt.fields import FieldError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eval.plans import NamedPlan
     from loadtest.load import Load
     from loadtest.sweep import Options
     from loadtest.target import Target
@@ -161,7 +160,8 @@ def _run(
 
     # Refuse what is wrong before a server starts.
     parse(options.prompts, vocab_size=1 << 16, data_dir=options.data_dir, seed=0)
-    plans = _plans(curves, str(model)) if curves.plans else {}
+    named = load_plans(curves.plans, resolve_model(str(model)), curves.config) if curves.plans else ()
+    plans = {plan.name: plan for plan in named}
     wanted = parse_curves(curves.profiles, curves.mixes, plans, curves.others)
     needs_text = not options.prompts.startswith("random:")
     console = Console(stderr=True)
@@ -178,6 +178,8 @@ def _run(
         target = find_target(addresses.pop(WHOLE), api, needs_text=needs_text, model=model if url else None)
         servers = {WHOLE: target}
         servers |= {name: find_target(other, api, needs_text=needs_text) for name, other in addresses.items()}
+        if plans:
+            servers |= {name: servers[name].known_under(plan) for name, plan in {WHOLE: None, **plans}.items()}
         targets = {server.url: server for server in servers.values()}
         arms = build_arms(wanted, servers, curves.config)
         if options.trace:
@@ -200,17 +202,6 @@ def _run(
         problem = f"{sweep.failures} requests failed; see the table of points in {folder / 'report.html'}"
     if problem:
         raise RuntimeError(problem)
-
-
-def _plans(curves: _Curves, model: str) -> dict[str, NamedPlan]:
-    """The plans by name, checked against the model. Raises ValueError."""
-    from eval.plans import load_plans
-    from eval.served import read_model_config
-    from sglang_moe_opt.model_shape import MoEShape
-
-    path = resolve_model(model)
-    shape = MoEShape.from_config(read_model_config(path))
-    return {plan.name: plan for plan in load_plans(curves.plans, path, shape, policy_of(curves.config))}
 
 
 def _longest_prompt(options: Options, target: Target, console: Console) -> int:

@@ -12,6 +12,7 @@ from rich.console import Console
 from sglang_moe_opt.cli.serve import check_policy, has_accelerator, resolve_model
 
 if TYPE_CHECKING:
+    from eval.plans import NamedPlan
     from loadtest.servers import Running
 
 Named = tuple[str, Path]
@@ -49,6 +50,24 @@ def own_servers(
             name: stack.enter_context(_running(model, config, extra, console, plan))
             for name, plan in {"": None, **{name: (name, file) for name, file in plans.items()}}.items()
         }
+
+
+def load_plans(options: Sequence[str], model: str, config: Path | None) -> tuple[NamedPlan, ...]:
+    """The plans of --prune-plan, checked before any server starts.
+
+    Args:
+        options: each NAME=FILE or FILE.
+        model: folder or hub id.
+        config: policy file; None is the built-in policy.
+
+    Raises:
+        ValueError: see `eval.plans.load_plans`.
+    """
+    from eval import plans
+    from eval.served import read_model_config
+    from sglang_moe_opt.model_shape import MoEShape
+
+    return plans.load_plans(options, model, MoEShape.from_config(read_model_config(model)), policy_of(config))
 
 
 def policy_of(config: Path | None) -> str:

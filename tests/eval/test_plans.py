@@ -65,7 +65,7 @@ def test_a_plan_must_fit_the_model(model: Path, half: Path, tmp_path: Path) -> N
 def test_an_exported_checkpoint_is_no_whole_model(model: Path, half: Path, tmp_path: Path) -> None:
     folder = weightless_model(tmp_path / "exported")
     (folder / "moe_prune_plan.json").write_bytes(half.read_bytes())
-    with pytest.raises(FieldError, match="a whole model"):
+    with pytest.raises(FieldError, match=r"moe_prune_plan\.json prunes it already"):
         load([str(half)], folder)
 
 
@@ -76,6 +76,13 @@ def test_a_policy_with_a_plan_leaves_no_whole_model(model: Path, half: Path, tmp
     with pytest.raises(FieldError, match=r"half\.json prunes it already"):
         load_plans([str(half)], str(model), shape, str(policy))
     assert load_plans([], str(model), shape, str(policy)) == ()
+
+
+def test_a_layer_keeps_as_many_experts_as_a_token_is_routed_to(model: Path, half: Path) -> None:
+    plan = PrunePlan.load(half)
+    plan.model_copy(update={"layers": dict.fromkeys(plan.layers, (0, 1))}).save(half)
+    with pytest.raises(ValueError, match=r"half\.json: .*at least top-k"):
+        load([str(half)], model)
 
 
 def test_what_results_record(model: Path, half: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.endpoint import EndpointError
 from eval.plans import NamedPlan
 from eval.served import ServedModel
 from loadtest.arms import WHOLE, build_arms, parse_curves
@@ -49,13 +50,26 @@ def test_a_label_that_is_there_twice_is_refused(plans: list[str], others: list[s
         parse_curves("full,na=2", [], plans, others)
 
 
+def test_a_server_is_known_by_the_name_that_its_plan_has_here() -> None:
+    served = served_under("as-the-server-calls-it")
+    assert served.plan is not None
+    half = Target(served.url, "generate", "", served)
+    mine = replace(served.plan, name="mine")
+    arms = build_arms(parse_curves("full,na=2", [], [], []), {WHOLE: half.known_under(mine)})
+    assert [arm.plan and (arm.plan.name, arm.plan.share) for arm in arms] == [("mine", 0.5)] * 2
+    other = replace(mine, plan=mine.plan.model_copy(update={"model": "1" * 32}))
+    for wanted in (other, None):
+        with pytest.raises(EndpointError, match="http://half: serves the model under the plan"):
+            half.known_under(wanted)
+
+
 def test_an_arm_is_asked_at_its_own_server() -> None:
     servers = {name: Target(f"http://{name or 'whole'}", "generate", "", None) for name in (WHOLE, "half", "other")}
     servers["half"] = replace(servers["half"], served=served_under("as-the-server-calls-it"))
     arms = build_arms(parse_curves("full,na=2", [], ["half"], ["other"]), servers)
     assert [arm.label for arm in arms] == ["full", "na=2", "half", "half/na=2", "other"]
     assert [arm.url for arm in arms] == ["http://whole"] * 2 + ["http://half"] * 2 + ["http://other"]
-    assert [arm.plan and arm.plan.name for arm in arms] == [None, None, "half", "half", None]
+    assert [arm.plan and arm.plan.name for arm in arms] == [None, None, *["as-the-server-calls-it"] * 2, None]
     assert [arm.is_baseline_server for arm in arms] == [False] * 4 + [True]
     assert arms[3].hints == {"na=2": ({"na": 2}, 1.0)}
     assert arms[4].hints == {"other": (None, 1.0)}
