@@ -100,6 +100,8 @@ def gather(
     """What the criterion may look at. Raises ValueError where it needs statistics and there are none."""
     if statistics is None and criterion.needs_statistics:
         raise FieldError("--statistics", None, f"a folder that moe-opt calibrate wrote: {criterion.name} needs it")
+    if checkpoint is None and criterion.needs_weights:
+        raise FieldError("--model", None, f"a checkpoint folder: {criterion.name} needs the weights")
     loaded = ExpertStatistics.load(statistics) if statistics is not None else None
     return Evidence(shape, seed, loaded, statistics, checkpoint)
 

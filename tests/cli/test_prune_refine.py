@@ -16,13 +16,18 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sglang_moe_opt.cli.main import run  # noqa: E402
+from sglang_moe_opt.model_shape import MoEShape  # noqa: E402
 from sglang_moe_opt.plan import PrunePlan  # noqa: E402
 from sglang_moe_opt.pruning.corpus import Corpus  # noqa: E402
-from sglang_moe_opt.pruning.moe_layer import Tensors  # noqa: E402
+from sglang_moe_opt.pruning.greedy import elimination_scores  # noqa: E402
+from sglang_moe_opt.pruning.moe_layer import MoELayer, Tensors  # noqa: E402
+from sglang_moe_opt.pruning.sample import sampled_inputs  # noqa: E402
 from sglang_moe_opt.pruning.statistics import CORPUS_FILE, INPUTS_FILE, input_name  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
 from export_models import UNEQUAL_LAYERS, make_model, make_plan  # noqa: E402
+
+from tests.pruning.evidence import make_statistics  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,7 @@ def statistics(model: Path) -> Path:
     rng = np.random.default_rng(0)
     pieces = tuple(rng.integers(0, 64, rng.integers(5, 40)).astype(np.int32) for _ in range(60))
     Corpus(pieces).save(folder / CORPUS_FILE)
+    make_statistics(MoEShape.from_path(model)).save(folder)
     return folder
 
 
@@ -60,6 +66,17 @@ def refined(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     assert run(["prune", *map(str, arguments), "--json"]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     return result
+
+
+def test_greedy_plans_by_the_outputs_of_the_sampled_inputs(
+    model: Path, statistics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("plan", "--model", model, "--criterion", "greedy", "--keep", 4, "--statistics", statistics, "--out")
+    refined(capsys, *common, tmp_path / "greedy.json")
+    with Tensors(model) as tensors:
+        scores = elimination_scores(MoELayer.read(tensors, 1), sampled_inputs(statistics, 1))
+    halves = np.argsort(-scores.reshape(2, 4), axis=1)[:, :2] + [[0], [4]]  # two of each group
+    assert PrunePlan.load(tmp_path / "greedy.json").layers[1] == tuple(sorted(halves.flatten().tolist()))
 
 
 def test_merge_and_compensate(

@@ -58,6 +58,7 @@ class Criterion:
         score: Evidence -> float64 [L, E], higher is kept longer; ties go to the lower id.
         needs_statistics: whether `score` reads `Evidence.measured`.
         uses_seed: whether `score` draws numbers.
+        needs_weights: whether `score` reads the checkpoint and the calibration's sampled inputs.
     """
 
     name: str
@@ -65,3 +66,4 @@ class Criterion:
     score: Callable[[Evidence], Scores]
     needs_statistics: bool = True
     uses_seed: bool = False
+    needs_weights: bool = False

@@ -33,4 +33,4 @@ def score(evidence: Evidence) -> Scores:
         )
 
 
-CRITERION = Criterion("greedy", "last to go when the one that is missed least goes first", score)
+CRITERION = Criterion("greedy", "last to go when the one that is missed least goes first", score, needs_weights=True)
