@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from sglang_moe_opt.cli.corpus import CORPUS_HELP, DATA_ENV, read_corpus
+from sglang_moe_opt.cli.corpus import CORPUS_HELP, read_corpus
+from sglang_moe_opt.cli.eval import DATA_ENV
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from sglang_moe_opt.pruning.corpus import Corpus
 
-DATA_ENV: Final = "SGLANG_MOE_OPT_DATA"
 REFERENCE: Final = "reference"
 """Corpus name: what a reference model was trained on; `reference:gloss,boolq` = these sources of it."""
 CORPUS_HELP: Final = "Text or JSONL file, a folder of them, or 'reference', the mini models' training text."

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_moe_opt.cli.corpus import CORPUS_HELP, DATA_ENV, read_corpus
-from sglang_moe_opt.cli.prune_export import local_checkpoint
+from sglang_moe_opt.cli.corpus import CORPUS_HELP, read_corpus
+from sglang_moe_opt.cli.eval import DATA_ENV
+from sglang_moe_opt.cli.prune_export import checked_plan, local_checkpoint
 
 if TYPE_CHECKING:
     from sglang_moe_opt.pruning.distillation import Recipe, Report
@@ -43,19 +44,14 @@ def distill(
     """
     import torch
 
-    from sglang_moe_opt.checkpoint_id import fingerprint
-    from sglang_moe_opt.model_shape import MoEShape, read_config
-    from sglang_moe_opt.plan import PrunePlan
     from sglang_moe_opt.pruning.distillation import Recipe
     from sglang_moe_opt.pruning.distillation import distill as run
     from sglang_moe_opt.pruning.refinement import save_refined
 
     start = time.monotonic()
     recipe = Recipe(tokens, batch_tokens, piece, micro_rows, lr, seed)
-    folder, chosen = local_checkpoint(model), PrunePlan.load(plan)
-    config = read_config(folder)
-    shape = MoEShape.from_config(config)
-    chosen.check(shape, fingerprint(config, folder))
+    folder = local_checkpoint(model)
+    chosen, shape = checked_plan(folder, plan)
     text = read_corpus(
         corpus, str(folder), data_dir, vocab_size=shape.vocab_size, piece=piece, tokens=tokens, seed=seed
     )

@@ -7,11 +7,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from sglang_moe_opt.fields import FieldError
+
+if TYPE_CHECKING:
+    from sglang_moe_opt.model_shape import MoEShape
+    from sglang_moe_opt.plan import PrunePlan
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -77,6 +81,18 @@ def local_checkpoint(model: str) -> Path:
         return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "original/*"]))
     except (OSError, ValueError):  # not there, not reachable, or no hub id at all
         raise ValueError(f"--model: {model} is neither a folder nor a Hugging Face id that can be downloaded") from None
+
+
+def checked_plan(folder: Path, file: Path) -> tuple[PrunePlan, MoEShape]:
+    """A plan and the shape of the full model, for which it is. Raises ValueError where it is not."""
+    from sglang_moe_opt.checkpoint_id import fingerprint
+    from sglang_moe_opt.model_shape import MoEShape, read_config
+    from sglang_moe_opt.plan import PrunePlan
+
+    plan, config = PrunePlan.load(file), read_config(folder)
+    shape = MoEShape.from_config(config)
+    plan.check(shape, fingerprint(config, folder))
+    return plan, shape
 
 
 def parse_size(text: str) -> int:

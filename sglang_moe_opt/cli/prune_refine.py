@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglang_moe_opt.cli.prune_export import local_checkpoint
+from sglang_moe_opt.cli.prune_export import checked_plan, local_checkpoint
 
 if TYPE_CHECKING:
     from sglang_moe_opt.plan import PrunePlan
@@ -37,17 +37,13 @@ def refine(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Merge the removed experts into the kept ones, or refit the kept ones, without training."""
-    from sglang_moe_opt.checkpoint_id import fingerprint
-    from sglang_moe_opt.model_shape import MoEShape, read_config
-    from sglang_moe_opt.plan import PrunePlan
     from sglang_moe_opt.pruning.refinement import Refinement, save_refined
     from sglang_moe_opt.pruning.refinement import refine as run
 
     start = time.monotonic()
     how = Refinement(merge, merge_by, compensate, ridge)  # type: ignore[arg-type] # checked there
-    folder, chosen = local_checkpoint(model), PrunePlan.load(plan)
-    config = read_config(folder)
-    chosen.check(MoEShape.from_config(config), fingerprint(config, folder))
+    folder = local_checkpoint(model)
+    chosen, _ = checked_plan(folder, plan)
     fits: list[LayerFit] = []
     try:
         with _shown(chosen, how, fits, hidden=as_json) as progress:

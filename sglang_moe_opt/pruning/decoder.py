@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sglang_moe_opt.pruning.moe_layer import PROJECTIONS, SwiGLU, Tensors
 
+ARCHITECTURES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 BATCH_TOKENS = 8192
 """Tokens whose intermediate values exist at a time."""
 
@@ -44,6 +45,14 @@ class Pieces:
         return cls(ids, tuple(padded))
 
 
+def known_architecture(config: Mapping[str, Any]) -> str:
+    """Of a DeepSeek V2 or V3. Raises ValueError for others."""
+    architecture = str((config.get("architectures") or ["none"])[0])
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: got {architecture}, allowed: {', '.join(ARCHITECTURES)}")
+    return architecture
+
+
 class Decoder:
     """The parts of a model that pruning leaves alone. Raises ValueError for a model that is not DeepSeek V2 or V3."""
 
@@ -51,9 +60,7 @@ class Decoder:
         from transformers import AutoConfig
 
         self.tensors = tensors
-        architecture = (tensors.checkpoint.config.get("architectures") or ["none"])[0]
-        if architecture not in ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"):
-            raise ValueError(f"architecture: got {architecture}, allowed: DeepseekV2ForCausalLM, DeepseekV3ForCausalLM")
+        architecture = known_architecture(tensors.checkpoint.config)
         self._config = AutoConfig.from_pretrained(tensors.checkpoint.folder)
         self._config._attn_implementation = "sdpa"
         kind = self._config.model_type

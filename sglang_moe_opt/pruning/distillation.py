@@ -130,9 +130,10 @@ def distill(
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
             for group in optimizer.param_groups:
                 group["lr"] = lr * recipe.factor(step)
+            training.step = None
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             training.step = step + 1
+            optimizer.zero_grad(set_to_none=True)
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
                 training.save()
                 measured = divergence(teacher, student, heldout, recipe.micro_rows)
@@ -199,7 +200,7 @@ class _State:
         self, file: Path | None, identity: dict[str, Any], layers: Sequence[torch.nn.Module], optimizer: Any
     ) -> None:
         self.file, self.identity, self.layers, self.optimizer = file, identity, layers, optimizer
-        self.step = 0
+        self.step: int | None = 0  # None while a step is half done: nothing to go on from
 
     def load(self) -> int:
         """Go on from the file, if it is there; the number of steps that are done."""
@@ -220,11 +221,11 @@ class _State:
         for layer, values in zip(self.layers, found["layers"], strict=True):
             layer.load_state_dict(values)
         self.optimizer.load_state_dict(found["optimizer"])
-        self.step = int(found["step"])
-        return self.step
+        done = self.step = int(found["step"])
+        return done
 
     def save(self) -> None:
-        if self.file is None:
+        if self.file is None or self.step is None:
             return
         content = {
             "identity": self.identity,

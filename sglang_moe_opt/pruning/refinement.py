@@ -95,16 +95,10 @@ def refine(
     if how.compensate:
         pieces = Corpus.load(statistics / CORPUS_FILE).pieces
         with TemporaryDirectory() as folder:
-            so_far = Path(folder) / "merged.safetensors"
-            save_file(changed, so_far)
-            changed |= compensate(
-                model,
-                plan.layers,
-                pieces,
-                replaced=so_far if changed else None,
-                ridge=how.ridge,
-                report=progress.fit,
-            )
+            so_far = Path(folder) / "merged.safetensors" if changed else None
+            if so_far:
+                save_file(changed, so_far)
+            changed |= compensate(model, plan.layers, pieces, replaced=so_far, ridge=how.ridge, report=progress.fit)
     return changed
 
 

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglang_moe_opt.pruning.moe_layer import PROJECTIONS, MoELayer, Tensors, gate_name, projection_name
+from sglang_moe_opt.model_shape import read_config
+from sglang_moe_opt.pruning.decoder import known_architecture
+from sglang_moe_opt.pruning.moe_layer import PROJECTIONS, MoELayer, SwiGLU, Tensors, gate_name, projection_name
 
 
 class KeptExperts(nn.Module):
@@ -59,11 +61,11 @@ class PrunedMoE(nn.Module):
         x = hidden_states.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.gate)
-            weights, ids = self._router.to(x.device).choose(logits)
+            self._router = self._router.to(x.device)
+            weights, ids = self._router.choose(logits)
         out = self.experts(x, weights, self.positions[ids])
         if self.shared is not None:
-            gate, up, down = self.shared
-            out = out + F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+            out = out + SwiGLU(*self.shared)(x)
         return out.view(hidden_states.shape).to(hidden_states.dtype)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -79,12 +81,9 @@ class PrunedMoE(nn.Module):
 
 def load_teacher(model: Path, dtype: torch.dtype, device: str) -> Any:
     """The full model in transformers, frozen. Raises ValueError for one that is not DeepSeek V2 or V3."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model)
-    architecture = (config.architectures or ["none"])[0]
-    if architecture not in ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"):
-        raise ValueError(f"architecture: got {architecture}, allowed: DeepseekV2ForCausalLM, DeepseekV3ForCausalLM")
+    known_architecture(read_config(model))
     teacher = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
     return teacher.to(device).eval().requires_grad_(False)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from eval import canary
 from eval.canary import Canary, check_server
 from eval.endpoint import EndpointError
+from eval.plans import NamedPlan
 from eval.schedules import parse_profiles, resolve_all
-from eval.served import connect
+from eval.served import ServedModel, connect
 from sglang_moe_opt.fields import FieldError
+from sglang_moe_opt.plan import PrunePlan
 from sglang_moe_opt.policy import Policy
 from tests.eval.fake_server import fake_server
 from tests.eval.small_data import CHECKPOINT, weightless_model
@@ -81,6 +85,18 @@ def test_other_weights_than_the_servers_are_noticed(model: Path, tmp_path: Path)
     shutil.copy(weights, folder)
     with pytest.raises(EndpointError, match=r"differ from Hugging Face's on the same weights .* allowed for float32"):
         check(folder, "none")
+
+
+@pytest.mark.parametrize(("is_pruned", "off", "passes"), [(False, 0.1, False), (True, 0.1, True), (True, 0.2, False)])
+def test_a_plan_may_differ_a_little_more_and_a_whole_model_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pruned: bool, off: float, passes: bool
+) -> None:
+    experts = {1: (0, 1)}
+    plan = NamedPlan("half", tmp_path / "half.json", PrunePlan(model="0" * 32, num_experts=4, layers=experts))
+    served = ServedModel("http://a", "m", "m", "m", "bfloat16", 64, {}, None, plan if is_pruned else None)
+    monkeypatch.setattr(canary, "_reference", lambda *_: ([-1.0, -2.0], None))
+    with nullcontext() if passes else pytest.raises(EndpointError, match="differ from Hugging Face's"):
+        canary._compare(served, [0, 1, 2], [-1.0 - off, -2.0 + off])
 
 
 def test_the_address_of_no_server_is_named(model: Path) -> None:

@@ -105,6 +105,28 @@ def test_an_interrupted_training_goes_on_where_it_was(model: Path, text: list[np
         distill(model, KEPT, text, RECIPE, state=state)
 
 
+def test_half_a_step_is_never_gone_on_from(
+    model: Path, text: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = distill(model, KEPT, text, RECIPE)
+    state, update, calls = tmp_path / "state", torch.optim.AdamW.step, []
+
+    def interrupted(self: torch.optim.Optimizer, closure: None = None) -> None:
+        update(self, closure)
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(model, KEPT, text, RECIPE, state=state, save_every=3)
+    reports: list[Report] = []
+    found = distill(model, KEPT, text, RECIPE, state=state, save_every=3, report=reports.append)
+    assert reports[0].step == 4  # behind the last whole saving
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 def test_every_epoch_takes_every_row_once() -> None:
     recipe = Recipe(tokens=1024, batch_tokens=64, row_tokens=16)
     numbers = [number for step in range(recipe.steps) for number in batch_rows(10, recipe, step)]
