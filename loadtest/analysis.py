@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from scipy import stats
 
 from eval.results import ResultsError
+from loadtest.explain import explain
+from loadtest.explanation import Basis, Explanation
 from loadtest.folder import LoadtestFolder, Manifest
 from loadtest.load import Load
 from loadtest.metrics import ALL, Measurement
@@ -66,12 +69,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One folder and its manifest; `name` tells it from the others, `missing` are the points that did not run."""
+    """One folder and its manifest; `name` tells it from the others, `missing` are the points that did not run.
+
+    is_summary: its points are gone, and everything comes from its summary.json.
+    """
 
     name: str
     folder: Path
     manifest: Manifest
     missing: tuple[str, ...]
+    is_summary: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,22 @@ class Imported:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that a report shows. Arms of several runs are told apart as `RUN: ARM`."""
+    """Everything that a report shows. Arms of several runs are told apart as `RUN: ARM`.
+
+    basis: what `explanation` knows of the machine besides.
+    """
 
     runs: tuple[Run, ...]
     arms: tuple[str, ...]
     loads: tuple[Load, ...]
     cells: tuple[Cell, ...]
     imported: tuple[Imported, ...] = ()
+    basis: Basis = field(default_factory=Basis)
+
+    @cached_property
+    def explanation(self) -> Explanation:
+        """What each decode step was bound by, and the cost model's predictions. Raises FieldError."""
+        return explain(self, self.basis)
 
     @property
     def model(self) -> str:
@@ -104,35 +120,50 @@ class Analysis:
         """The arm that `arm` is compared with: the first of its run."""
         firsts: dict[str, str] = {}
         for run in self.runs:
-            names = arm_names(run.name if len(self.runs) > 1 else None, run.manifest)
+            names = list(self.names_of(run).values())
             firsts |= dict.fromkeys(names, names[0])
         return firsts[arm]
+
+    def names_of(self, run: Run) -> dict[str, str]:
+        """The labels of a run's arms with the names that reports give them."""
+        names = arm_names(run.name if len(self.runs) > 1 else None, run.manifest)
+        return dict(zip((arm.label for arm in run.manifest.arms), names, strict=True))
 
     @property
     def failures(self) -> int:
         return sum(sum(cell.errors.values()) for cell in self.cells)
 
 
-def analyse(folders: Sequence[Path], imported: Sequence[Imported] = ()) -> Analysis:
-    """Read and compare load tests.
+def analyse(folders: Sequence[Path], imported: Sequence[Imported] = (), basis: Basis | None = None) -> Analysis:
+    """Read and compare load tests; of folders without points, their summary.json.
 
     Raises:
         ResultsError: a folder that cannot be read, or in which no point has run.
     """
+    from loadtest.summary import read_summary  # it needs the types of this module
+
     runs, arms, cells, loads = [], [], [], []
+    beside = list(imported)
     for root, name in zip(folders, _run_names(folders), strict=True):
         folder = LoadtestFolder(root)
         manifest = folder.read_manifest()
-        found, missing = _measurements(folder, manifest)
-        if not found:
-            raise ResultsError(f"{root}: no point of the load test has run")
-        runs.append(Run(name, root, manifest, tuple(missing)))
         names = arm_names(name if len(folders) > 1 else None, manifest)
+        by_label = dict(zip((arm.label for arm in manifest.arms), names, strict=True))
+        found, missing = _measurements(folder, manifest)
+        if found:
+            cells += _cells(found, manifest, by_label)
+        elif summary := read_summary(root, by_label):
+            cells += summary.cells
+            missing = list(summary.missing)
+            beside += [point for point in summary.imported if point not in beside]
+        else:
+            raise ResultsError(f"{root}: no point of the load test has run")
+        runs.append(Run(name, root, manifest, tuple(missing), is_summary=not found))
         arms += names
         loads += manifest.all_loads
-        cells += _cells(found, manifest, dict(zip((arm.label for arm in manifest.arms), names, strict=True)))
     ordered = sorted(dict.fromkeys(loads), key=lambda load: (load.kind, load.value))
-    return Analysis(tuple(runs), tuple(dict.fromkeys(arms)), tuple(ordered), tuple(cells), tuple(imported))
+    every = tuple(dict.fromkeys(arms))
+    return Analysis(tuple(runs), every, tuple(ordered), tuple(cells), tuple(beside), basis or Basis())
 
 
 def _run_names(folders: Sequence[Path]) -> list[str]:

@@ -6,11 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loadtest.analysis import Analysis
-from loadtest.outputs import csv, html, json, memory_png, png
+from loadtest.outputs import csv, explained_png, html, json, markdown, memory_png, png
 
 Writer = Callable[[Analysis, Path], list[Path]]
 
-WRITERS: tuple[Writer, ...] = (json.write, csv.write, html.write, png.write, memory_png.write)
+WRITERS: tuple[Writer, ...] = (
+    json.write,
+    csv.write,
+    markdown.write,
+    html.write,
+    png.write,
+    memory_png.write,
+    explained_png.write,
+)
 
 __all__ = ["WRITERS", "Writer", "write_all"]
 

@@ -11,7 +11,8 @@ from statistics import fmean
 from loadtest.analysis import Analysis, Cell
 from loadtest.load import Load
 from loadtest.metrics import BY_TAG
-from loadtest.outputs.json import rounded
+from loadtest.outputs.explained_json import COLUMNS as EXPLAINED
+from loadtest.outputs.explained_json import point_object, rounded
 from loadtest.outputs.servers import COLUMNS as COLUMNS_MB
 from loadtest.outputs.servers import servers
 from loadtest.outputs.words import interval_kind
@@ -23,7 +24,8 @@ COLUMNS = ("arm", "load", "load_kind", "load_value", "metric", "value", "low", "
 
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:
-    """Points of other tools come behind, with their source as the arm and without low and high.
+    """What explains a point comes behind the metrics. Then points of other tools, with their source as the arm and
+    without low and high.
 
     Last come the servers of plans, without a load: their first arm stands for them.
     """
@@ -32,13 +34,21 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     writer.writerow(COLUMNS)
     for cell in analysis.cells:
         writer.writerows(_lines(cell))
+    for explained in analysis.explanation.points:
+        known = point_object(explained)
+        where = _where(explained.arm, explained.load)
+        for tag, unit in EXPLAINED.items():
+            if known[tag] is not None:
+                writer.writerow([*where, tag, known[tag], "", "", "", unit, 1])
+        for name, share in (known["shares"] or {}).items():
+            writer.writerow([*where, f"step_share_{name}", share, "", "", "", "", 1])
     for point in analysis.imported:
         where = _where(point.source, Load("closed", point.concurrency))
         for tag, value in point.values.items():
             writer.writerow([*where, tag, rounded(value), "", "", "", BY_TAG[tag].unit, 1])
     for row in servers(analysis):
-        known = {"experts_per_layer": fmean(row.kept), **{tag: getattr(row, tag) for tag in COLUMNS_MB}}
-        for tag, number in known.items():
+        held = {"experts_per_layer": fmean(row.kept), **{tag: getattr(row, tag) for tag in COLUMNS_MB}}
+        for tag, number in held.items():
             if number is not None:
                 unit = "MB" if tag in COLUMNS_MB else ""
                 writer.writerow([row.arm, "", "", "", tag, rounded(number), "", "", "", unit, 1])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from loadtest.analysis import Analysis, Run
 from loadtest.folder import ArmEntry
-from loadtest.outputs import looks
-from loadtest.outputs.html_tables import metrics_table, points_table, servers_table
+from loadtest.outputs import looks, why
+from loadtest.outputs.html_tables import explained_table, metrics_table, points_table, servers_table
 from loadtest.outputs.notes import headlines, notes
 from loadtest.outputs.panels import GROUPS, Group, Panel, curves, kinds, labels
 from loadtest.outputs.servers import servers
@@ -43,7 +43,7 @@ def page(analysis: Analysis) -> str:
 {pages.headlines(headlines(analysis))}
 {_legend(analysis)}
 {plots}
-{_servers(analysis)}<h2>Every point</h2>
+{_explanation(analysis)}{_servers(analysis)}<h2>Every point</h2>
 <p class="soft">Click a column to sort by it. Speed-ups are tinted where their interval does not include 1.</p>
 {points_table(analysis)}
 <h2>Before you quote a number</h2>
@@ -100,6 +100,16 @@ def _servers(analysis: Analysis) -> str:
     if all(row.memory is None for row in rows):
         about = "Experts and weights follow from the prune plans; memory was not measured."
     return f'<h2>Servers</h2>\n<p class="soft">{about}</p>\n{servers_table(analysis, rows)}\n' if rows else ""
+
+
+def _explanation(analysis: Analysis) -> str:
+    """What bounds each point; a line where the model's sizes are not known."""
+    told = why.lines(analysis)
+    if not told:
+        return ""
+    table = explained_table(analysis) if analysis.explanation.points else ""
+    about = f'<p class="soft">{escape(why.ABOUT)}</p>\n' if table else ""
+    return f"<h2>{why.TITLE}</h2>\n{pages.notes(told)}\n{about}{table}\n"
 
 
 def _baseline(analysis: Analysis) -> str:

@@ -1,4 +1,4 @@
-"""The page's tables: every point with its caveats, the servers of plans, and how every metric is derived."""
+"""The page's tables: every point with its caveats, what bounds it, servers of plans, how metrics are derived."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 
 from loadtest.analysis import SPEEDUP_OF, Analysis, Cell, Spread
 from loadtest.metrics import ALL, BY_TAG
-from loadtest.outputs import looks, tips
+from loadtest.outputs import looks, tips, why
 from loadtest.outputs.servers import COLUMNS, ServerRow, megabytes
 from loadtest.outputs.svg import legend_marker, row_key
 from loadtest.outputs.words import counted, ends, interval, number, verdict
@@ -67,6 +67,27 @@ def points_table(analysis: Analysis) -> str:
             f'data-tip="{escape(tips.of_cell(cell))}">{"".join(cells)}</tr>'
         )
     return table(heads, rows)
+
+
+def explained_table(analysis: Analysis) -> str:
+    """One line for each point that could be explained, with the sentence that says why."""
+    columns = why.columns(analysis)
+    heads = [head("arm", "text"), head("load"), *(head(name, small=escape(unit)) for name, unit, _ in columns)]
+    heads.append(head("why", "text"))
+    rows = []
+    for point in analysis.explanation.points:
+        marker = legend_marker(looks.names(analysis).index(point.arm))
+        cells = [f'<th scope="row" class="wrap">{marker}&nbsp;{escape(point.arm)}</th>']
+        cells.append(f'<td data-value="{analysis.loads.index(point.load)}">{point.load.label}</td>')
+        cells += [f'<td data-value="{_sortable(text(point))}">{escape(text(point))}</td>' for _, _, text in columns]
+        cells.append(f'<td class="prose">{escape(why.of_point(point))}</td>')
+        rows.append(f'<tr data-series="{analysis.arms.index(point.arm)}">{"".join(cells)}</tr>')
+    return table(heads, rows)
+
+
+def _sortable(text: str) -> str:
+    """Numbers without their separators and units."""
+    return escape(text.replace(",", "").removesuffix(" %").removesuffix("*"))
 
 
 def servers_table(analysis: Analysis, servers: Sequence[ServerRow]) -> str:

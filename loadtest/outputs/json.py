@@ -10,6 +10,16 @@ points[]          arm, load, baseline (null for the first arm), caveats[], error
   speedup{}       by tag: median, low, high, all[], interval ("95 %" or "range" of fewer than 3 rounds)
 servers[]         of runs with prune plans only: server, arm (its first), experts_per_layer[], num_experts, and in MB
                   expert_mb, removed_mb, scheduler_mb, all_mb, freed_mb (null where not known)
+explanation{}     where the model's sizes are known, of one device:
+  knees{}         by arm: requests at a time from which on computing takes longer than reading (null: none)
+  runs{}          by run: hardware, ceilings_probed, bandwidth_bytes_s, flops_s (null where not known), tp, ep, and the
+                  cost model's parameters{} with what they were fitted to
+  points[]        arm, load, batch, why (a sentence), bound_by (memory, compute, communication, overhead, unexplained),
+                  step_s, distinct_experts, experts_counted, shared_bytes, expert_bytes, cache_bytes, flops, bytes_s,
+                  flops_s, bandwidth_share, compute_share, ceilings{}, expected_s{} and shares{} of the step by what
+                  takes it, measured_tok_s, predicted_tok_s, measured_speedup, predicted_speedup, bytes_ratio,
+                  flops_ratio, grown{} since the next smaller load
+  lines[], notes[]  in sentences
 imported[]        source, concurrency, metrics{} by tag: points of other tools
 headlines[], notes[]   in sentences
 """
@@ -23,6 +33,7 @@ from typing import Any
 from loadtest.analysis import Analysis, Cell, Run, Spread
 from loadtest.folder import KIND
 from loadtest.metrics import ALL, BY_TAG
+from loadtest.outputs.explained_json import explanation, rounded
 from loadtest.outputs.notes import headlines, notes
 from loadtest.outputs.servers import ServerRow, servers
 from loadtest.outputs.words import interval_kind
@@ -30,8 +41,6 @@ from sglang_moe_opt.files import write_atomically
 
 FILE = "summary.json"
 VERSION = 1
-DIGITS = 6
-"""Significant digits of every number."""
 
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:
@@ -59,6 +68,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         },
         "points": [_point(analysis, cell) for cell in analysis.cells],
         **({"servers": [_server(row) for row in rows]} if (rows := servers(analysis)) else {}),
+        "explanation": explanation(analysis),
         "imported": [
             {
                 "source": point.source,
@@ -70,10 +80,6 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "headlines": headlines(analysis),
         "notes": notes(analysis),
     }
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _run(run: Run) -> dict[str, Any]:

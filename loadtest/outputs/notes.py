@@ -124,6 +124,8 @@ def _missing(analysis: Analysis) -> list[str]:
         if run.missing:
             some = "; ".join(run.missing[:NAMED]) + ("; ..." if len(run.missing) > NAMED else "")
             lines.append(f"{run.name}: {counted(len(run.missing), 'point')} did not run: {some}.")
+        if run.is_summary:
+            lines.append(f"{run.name}: reported from its summary.json; the points themselves are not in the folder.")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadtest.analysis import SPEEDUP_OF, Analysis, Cell, Imported, Spread
 from loadtest.outputs import looks
@@ -21,6 +21,7 @@ class Panel:
         from_zero: the axis begins at zero.
         may_be_log: the axis is logarithmic where values differ much.
         about: a sentence for those who see it; may name the `{baseline}`.
+        predicted: of `ExplainedPoint`, what the cost model says of the same number; shown hollow beside it.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Panel:
     from_zero: bool = True
     may_be_log: bool = False
     about: str = ""
+    predicted: str = ""
 
     def spread(self, cell: Cell) -> Spread | None:
         return (cell.speedup if self.is_speedup else cell.values).get(self.tag)
@@ -48,7 +50,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one arm or one imported source, from small loads to large; `number` decides how it looks."""
+    """The points of one arm or one imported source, from small loads to large; `number` decides how it looks.
+
+    is_imported: not measured here but by another tool, or predicted: hollow and without a line.
+    """
 
     number: int
     name: str
@@ -102,6 +107,11 @@ COMPUTE = Panel("Share of the peak", "compute_share", "GFLOP/s over the measured
 GOODPUT = Panel("Goodput", "goodput_s", "good requests per second")
 GOOD = Panel("Good requests", "good_share", "share of the requests sent")
 
+PREDICTED = (
+    replace(THROUGHPUT, title="Throughput beside its prediction", predicted="predicted_tok_s"),
+    replace(SPEEDUP, title="Speed-up beside its prediction", predicted="predicted_speedup", about=""),
+)
+
 GROUPS = (
     Group("Throughput", "Medians of the rounds with their quartiles as bars.", (THROUGHPUT, SPEEDUP)),
     Group(
@@ -116,6 +126,11 @@ GROUPS = (
         "Bytes and operations follow from the model's sizes, the batch and its distinct experts.",
         (DISTINCT, MEGABYTES, BANDWIDTH, COMPUTE),
     ),
+    Group(
+        "Prediction beside measurement",
+        "Hollow: what the cost model predicts for just these loads, at the machine's ceilings. Filled: measured.",
+        PREDICTED,
+    ),
 )
 
 
@@ -125,7 +140,12 @@ def kinds(analysis: Analysis) -> list[str]:
 
 
 def curves(analysis: Analysis, panel: Panel, kind: str) -> list[Curve]:
-    """Every curve that has points in this plot, in the order of the arms; imported ones last."""
+    """Every curve that has points in this plot, in the order of the arms; imported ones last.
+
+    A plot of predictions has the predicted curves in their place, and is empty where nothing was predicted.
+    """
+    if panel.predicted:
+        return _with_predictions(analysis, panel, kind)
     found = []
     for number, name in enumerate(looks.names(analysis)):
         is_arm = number < len(analysis.arms)
@@ -133,6 +153,24 @@ def curves(analysis: Analysis, panel: Panel, kind: str) -> list[Curve]:
         if points:
             found.append(Curve(number, name, tuple(sorted(points, key=lambda p: p.x)), not is_arm))
     return found
+
+
+def _with_predictions(analysis: Analysis, panel: Panel, kind: str) -> list[Curve]:
+    measured, predicted = [], []
+    for number, name in enumerate(analysis.arms):
+        points = sorted(_of_arm(analysis, panel, kind, name), key=lambda point: point.x)
+        known = [(point, _predicted(analysis, panel, point)) for point in points]
+        hollow = tuple(replace(point, spread=spread) for point, spread in known if spread)
+        if hollow:
+            measured.append(Curve(number, name, tuple(points)))
+            predicted.append(Curve(number, f"{name}, predicted", hollow, is_imported=True))
+    return measured + predicted
+
+
+def _predicted(analysis: Analysis, panel: Panel, point: Point) -> Spread | None:
+    explained = point.cell and analysis.explanation.point(point.cell.arm, point.cell.load)
+    value = explained and getattr(explained, panel.predicted)
+    return Spread(value, value, value, (value,)) if value else None
 
 
 def is_log(panel: Panel, found: list[Curve]) -> bool:

@@ -66,14 +66,15 @@ def _draw(analysis: Analysis, drawn: list[tuple[Panel, list[Curve]]], kind: str,
     for axes in grid.flat[len(drawn) :]:
         axes.axis("off")
     for axes, (panel, found) in zip(grid.flat, drawn, strict=False):
-        _panel(axes, analysis, _with_ceiling(analysis, panel), found, kind)
+        draw_panel(axes, analysis, _with_ceiling(analysis, panel), found, kind)
     grid.flat[0].legend(fontsize=8, frameon=False)
     figure.suptitle(f"{analysis.model}; {_bars(drawn)}", fontsize=9)
     figure.savefig(path)
     plt.close(figure)
 
 
-def _panel(axes: Any, analysis: Analysis, panel: Panel, found: list[Curve], kind: str) -> None:
+def draw_panel(axes: Any, analysis: Analysis, panel: Panel, found: list[Curve], kind: str) -> None:
+    """One plot into its axes."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if panel.reference is not None:

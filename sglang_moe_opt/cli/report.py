@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sglang_moe_opt.fields import FieldError
+
+if TYPE_CHECKING:
+    from loadtest.explanation import Basis
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +31,15 @@ def report(
             "--import", metavar="FILE", help="Load tests: bench_serving results (JSONL) to show beside. Repeatable."
         ),
     ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Load tests: the server's machine, as of moe-opt predict, in place of what was probed."),
+    ] = None,
+    tp: Annotated[int, typer.Option(help="With --hardware: devices that share every layer.")] = 1,
+    ep: Annotated[int, typer.Option(help="With --hardware: groups of them that hold whole experts.")] = 1,
+    parameters: Annotated[
+        Path | None, typer.Option(help="Load tests: what moe-opt predict --fit wrote, for the predictions.")
+    ] = None,
 ) -> None:
     """Write summary.json, summary.csv, PNG plots and report.html of evaluations or load tests; several are compared.
 
@@ -34,10 +48,33 @@ def report(
     """
     if out is None and len(folders) > 1:
         raise ValueError(f"{len(folders)} folders: say with --out DIR where their comparison goes")
-    REPORTS[_kind(folders)](folders, out or folders[0], as_json, imports or [])
+    kind = _kind(folders)
+    if kind == EVALUATION:
+        for option, value in (("--import", imports), ("--hardware", hardware), ("--parameters", parameters)):
+            if value:
+                raise ValueError(f"{option}: only for load tests; {folders[0]} is an evaluation")
+        _report_evaluation(folders, out or folders[0], as_json)
+    else:
+        _report_loadtest(folders, out or folders[0], as_json, imports or [], _basis(hardware, tp, ep, parameters))
 
 
-def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool, imports: Sequence[Path]) -> None:
+def _basis(hardware: str | None, tp: int, ep: int, parameters: Path | None) -> Basis:
+    """What the options say of the servers' machine. Raises FieldError."""
+    from loadtest.explanation import Basis
+    from sglang_moe_opt.perfmodel.hardware import find_hardware
+    from sglang_moe_opt.perfmodel.parallel import Parallelism
+    from sglang_moe_opt.perfmodel.parameters import Fitted
+
+    split = Parallelism(tp, ep)
+    if hardware is None and tp > 1:
+        raise FieldError("--tp", tp, "it together with --hardware")
+    found = None if hardware is None else find_hardware(hardware)
+    if found is not None and tp > 1 and found.link_bytes_s is None:
+        raise FieldError("--tp", tp, f"1: {found.name} stands alone")
+    return Basis(found, split, None if parameters is None else Fitted.load(parameters))
+
+
+def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from eval.compare import compare
@@ -45,8 +82,6 @@ def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool, import
     from eval.outputs.console import show
     from eval.outputs.json import summary
 
-    if imports:
-        raise ValueError(f"--import: only for load tests; {folders[0]} is an evaluation")
     comparison = compare(folders)
     written = write_all(comparison, out)
     if as_json:
@@ -56,7 +91,7 @@ def _report_evaluation(folders: Sequence[Path], out: Path, as_json: bool, import
     typer.echo(f"{out}: {', '.join(path.name for path in written)}")
 
 
-def _report_loadtest(folders: Sequence[Path], out: Path, as_json: bool, imports: Sequence[Path]) -> None:
+def _report_loadtest(folders: Sequence[Path], out: Path, as_json: bool, imports: Sequence[Path], basis: Basis) -> None:
     from rich.console import Console
 
     from loadtest.analysis import analyse
@@ -65,7 +100,7 @@ def _report_loadtest(folders: Sequence[Path], out: Path, as_json: bool, imports:
     from loadtest.outputs.console import show
     from loadtest.outputs.json import summary
 
-    analysis = analyse(folders, [point for file in imports for point in read(file)])
+    analysis = analyse(folders, [point for file in imports for point in read(file)], basis)
     written = write_all(analysis, out)
     if as_json:
         typer.echo(json.dumps(summary(analysis)))
@@ -75,19 +110,16 @@ def _report_loadtest(folders: Sequence[Path], out: Path, as_json: bool, imports:
 
 
 EVALUATION = "evaluation"
-REPORTS: dict[str, Callable[[Sequence[Path], Path, bool, Sequence[Path]], None]] = {
-    EVALUATION: _report_evaluation,
-    "loadtest": _report_loadtest,
-}
-"""How each kind of run is reported, by the `kind` in its manifest; evaluation runs do not name theirs."""
+KINDS = (EVALUATION, "loadtest")
+"""Of runs, by the `kind` in their manifest; evaluation runs do not name theirs."""
 
 
 def _kind(folders: Sequence[Path]) -> str:
     """What kind of runs these are. Raises ValueError where they differ or are unknown."""
     kinds = {folder: _kind_of(folder) for folder in folders}
     for folder, kind in kinds.items():
-        if kind not in REPORTS:
-            raise ValueError(f"{folder}: a run of kind {kind!r}; known: {', '.join(REPORTS)}")
+        if kind not in KINDS:
+            raise ValueError(f"{folder}: a run of kind {kind!r}; known: {', '.join(KINDS)}")
     if len(set(kinds.values())) > 1:
         raise ValueError(f"runs of different kinds: {', '.join(f'{f} is {k}' for f, k in kinds.items())}")
     return kinds[folders[0]]

@@ -88,3 +88,37 @@ def test_what_cannot_be_reported_together_is_refused(tmp_path: Path, capsys: pyt
     assert "x.jsonl: line 1: max_concurrency: got None" in capsys.readouterr().err
     assert moe_opt(["report", str(load), "--import", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_a_load_test_is_explained_on_named_hardware(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_load(tmp_path / "a", {"full": 6.0, "na=2": 2.0}, ("c4",), rounds=1, tells=False).root
+    out = ["--out", str(tmp_path / "out"), "--json"]
+    assert moe_opt(["report", str(folder), "--hardware", "h200", "--tp", "8", *out]) == 0
+    found = json.loads(capsys.readouterr().out)["explanation"]
+    assert found["runs"]["a"] | {"hardware": "h200", "tp": 8, "ceilings_probed": False} == found["runs"]["a"]
+    assert found["points"][1]["predicted_speedup"] > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hardware", "z80"], "--hardware: got 'z80', allowed: a800-pcie"),
+        (["--tp", "2"], "--tp: got 2, allowed: it together with --hardware"),
+        (["--hardware", "h200", "--tp", "5"], "--tp: got 5, allowed: a divisor of the model's 16 attention heads"),
+        (["--parameters", "absent.json"], "--parameters: got 'absent.json', allowed: a file that --fit wrote"),
+    ],
+)
+def test_hardware_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    folder = write_load(tmp_path / "a", {"full": 6.0}, ("c4",), rounds=1).root
+    assert moe_opt(["report", str(folder), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (folder / "report.html").exists()
+
+
+def test_hardware_is_for_load_tests_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "a", tasks=TASKS).root
+    assert moe_opt(["report", str(folder), "--hardware", "h200"]) == 2
+    assert "--hardware: only for load tests" in capsys.readouterr().err

@@ -22,8 +22,8 @@ from loadtest.outputs.notes import caveats, headlines, notes
 from loadtest.outputs.servers import servers
 from tests.loadtest.synthetic_load import ARMS, LOADS, write_load
 
-PLOTS = {"throughput.png", "speedup.png", "latency.png", "experts.png", "bandwidth.png"}
-FILES = {"summary.json", "summary.csv", "report.html"}
+PLOTS = {"throughput.png", "speedup.png", "latency.png", "experts.png", "bandwidth.png", "explanation.png"}
+FILES = {"summary.json", "summary.csv", "summary.md", "report.html"}
 POINTS = len(ARMS) * len(LOADS)
 SGLANG = Imported("sglang <client>", 16, {"total_tok_s": 4000.0, "ttft_p50_ms": 50.0})
 
@@ -112,7 +112,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(analysis: Analy
     assert "<test>" not in text and "<client>" not in text
     assert "a CPU &amp; more" in text
     assert all(metric.about in text for metric in ALL if "'" not in metric.about)
-    assert text.count('class="mark hollow"') == 2 * 2  # throughput and TTFT, for wide and narrow pages
+    predicted = POINTS + (POINTS - len(LOADS))  # throughput, and speed-ups of all but the first arm
+    assert text.count('class="mark hollow"') == 2 * (2 + predicted)  # imported ones: throughput and TTFT; two widths
 
 
 def test_headlines_say_where_it_helps_and_where_not(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_single_round_promises_nothing(tmp_path: Path) -> None:
 def test_one_arm_at_one_load_can_be_reported(tmp_path: Path) -> None:
     analysis = analyse([write_load(tmp_path / "run", {"full": 6.0}, ("c4",), rounds=1, tells=False).root])
     names = {path.name for path in write_all(analysis, tmp_path / "out")}
-    assert names == FILES | {"throughput.png", "latency.png", "bandwidth.png"}
+    assert names == FILES | {"throughput.png", "latency.png", "bandwidth.png", "explanation.png"}
     console.show(analysis, Console(file=StringIO()))
 
 
