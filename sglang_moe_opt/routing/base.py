@@ -26,7 +26,8 @@ class RoutingTable:
     na: Tensor
     """int32 [S, L]: cap on kept routed slots, 0..top_k."""
     min_ratio: Tensor
-    """float32 [S, L]: keep a slot only while its weight >= min_ratio * the token's largest routed weight; 0 = off."""
+    """float32 [S, L]: keep a slot only while its weight >= min_ratio * the token's largest routed weight; 0 = off.
+    Below 0: only while its weight >= -min_ratio (a schedule's ``min_weight``)."""
     top_p: Tensor
     """float32 [S, L]: keep the smallest set, by weight, whose share of the routed weight reaches top_p; >= 1 = off."""
     min_na: Tensor
@@ -96,6 +97,8 @@ class RoutingStats:
     """int32 [max_tokens]: each row's number of kept routed slots is added, so it accumulates over layers."""
     touched: Tensor
     """int32 [L, E]: set to 1 for every routed expert (logical id) that at least one row keeps."""
+    filled: Tensor | None = None
+    """int32 [max_tokens]: of the kept slots, those that ``consolidate`` gave to an expert the router had not chosen."""
 
 
 class ApplySkip(Protocol):
@@ -121,6 +124,7 @@ class ApplySkip(Protocol):
         num_shared: int = 0,
         stats: RoutingStats | None = None,
         dynamic: bool = True,
+        scale: float = 1.0,
     ) -> None:
         """Apply the schedules to one layer's routing.
 
@@ -135,5 +139,6 @@ class ApplySkip(Protocol):
             num_shared: fused shared-expert columns at the end.
             stats: counters to add to.
             dynamic: False promises that no row uses ``min_ratio`` or ``top_p``, and skips their work.
+            scale: factor that is in the weights (``routed_scaling_factor``); ``min_weight`` is meant without it.
         """
         ...

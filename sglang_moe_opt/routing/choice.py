@@ -1,4 +1,4 @@
-"""Choice scores in plain torch: what the router selects experts by, for the slots it selected."""
+"""A router's scores in plain torch: what it selects experts by, and what its weights are proportional to."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def slot_scores(choice: Choice, experts: Tensor) -> Tensor:
         return score
     score = score.sigmoid() if choice.scoring == "sigmoid" else torch.nn.functional.softplus(score).sqrt()
     return score if choice.bias is None else score + choice.bias.float()[experts]
+
+
+def router_scores(choice: Choice) -> Tensor:
+    """Return what the router's weights are proportional to within a token, for every expert; float32 [n, E]."""
+    logits = choice.logits.float()
+    if choice.scoring == "softmax":
+        # Without the denominator, which a ratio of two scores of one token does not need.
+        return (logits - logits.amax(-1, keepdim=True)).exp()
+    return logits.sigmoid() if choice.scoring == "sigmoid" else torch.nn.functional.softplus(logits).sqrt()

@@ -24,6 +24,7 @@ def apply_skip(
     num_shared: int = 0,
     stats: RoutingStats | None = None,
     dynamic: bool = True,
+    scale: float = 1.0,
 ) -> None:
     """Drop routed slots in place; see :class:`~sglang_moe_opt.routing.base.ApplySkip`."""
     num_tokens, width = ids.shape
@@ -42,7 +43,7 @@ def apply_skip(
     below_cap = torch.arange(num_slots, device=ids.device) < _per_token(table.na, layer, rows)
     keep = torch.empty_like(valid).scatter_(1, order, below_cap).logical_and_(valid)
     if dynamic:
-        keep &= _passes_weight_rules(torch.where(valid, weights, 0.0), order, table, layer, rows)
+        keep &= _passes_weight_rules(torch.where(valid, weights, 0.0), order, table, layer, rows, scale)
 
     dropped = keep ^ valid
     kept_weights = torch.where(keep, weights, 0.0)
@@ -82,7 +83,7 @@ def _choice_order(score: Tensor, valid: Tensor) -> Tensor:
 
 
 def _passes_weight_rules(
-    routed_weights: Tensor, order: Tensor, table: RoutingTable, layer: int, rows: Tensor
+    routed_weights: Tensor, order: Tensor, table: RoutingTable, layer: int, rows: Tensor, scale: float
 ) -> Tensor:
     """Return the slots that ``min_ratio`` and ``top_p`` allow or ``min_na`` protects; bool [n, K].
 
@@ -92,13 +93,15 @@ def _passes_weight_rules(
         table: the schedules.
         layer: index into the table.
         rows: int32 [n].
+        scale: factor that is in the weights.
     """
     min_ratio = _per_token(table.min_ratio, layer, rows)
     top_p = _per_token(table.top_p, layer, rows)
     min_na = _per_token(table.min_na, layer, rows)
 
     by_choice = routed_weights.gather(1, order)
-    passes = (min_ratio <= 0) | (by_choice >= min_ratio * by_choice.amax(-1, keepdim=True))
+    floor = torch.where(min_ratio < 0, -min_ratio * scale, min_ratio * by_choice.amax(-1, keepdim=True))
+    passes = (min_ratio == 0) | (by_choice >= floor)
 
     # A stable sort of slots already in choice order breaks equal weights by choice rank.
     by_weight, weight_order = by_choice.sort(dim=-1, descending=True, stable=True)

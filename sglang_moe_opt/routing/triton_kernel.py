@@ -75,6 +75,7 @@ def apply_skip_kernel(
     ids_stride,
     logical_ids_stride,
     logits_stride,
+    scale,
     NUM_SLOTS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -129,7 +130,8 @@ def apply_skip_kernel(
         top_p = tl.load(top_p_ptr + table_row, mask=live, other=1.0)[:, None]
         min_na = tl.load(min_na_ptr + table_row, mask=live, other=0)[:, None]
         routed = tl.where(valid, weights, 0.0)
-        passes = (min_ratio <= 0.0) | (routed >= min_ratio * tl.max(routed, axis=1)[:, None])
+        floor = tl.where(min_ratio < 0.0, -min_ratio * scale, min_ratio * tl.max(routed, axis=1)[:, None])
+        passes = (min_ratio == 0.0) | (routed >= floor)
         my_weight, other_weight = routed[:, :, None], routed[:, None, :]
         better = rank[:, None, :] < rank[:, :, None]
         heavier = (other_weight > my_weight) | ((other_weight == my_weight) & better)
@@ -184,6 +186,7 @@ def apply_skip(
     num_shared: int = 0,
     stats: RoutingStats | None = None,
     dynamic: bool = True,
+    scale: float = 1.0,
 ) -> None:
     """Drop routed slots in place; see :class:`~sglang_moe_opt.routing.base.ApplySkip`.
 
@@ -220,6 +223,7 @@ def apply_skip(
         ids.stride(0),
         0 if logical_ids is None else logical_ids.stride(0),
         choice.logits.stride(0),
+        scale,
         **shape,
         SCORING=choice.scoring,
         HAS_BIAS=choice.bias is not None,

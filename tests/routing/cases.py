@@ -65,6 +65,7 @@ class Problem:
     num_shared: int
     stats: RoutingStats
     dynamic: bool
+    scale: float
 
 
 @dataclass
@@ -100,11 +101,12 @@ def random_table(rng: np.random.Generator, top_k: int, dynamic: bool) -> Routing
     """Return a table of random schedules on the CPU; every row has a dropped-nothing, dropped-all and mixed layers."""
     table = RoutingTable.allocate(NUM_ROWS, NUM_LAYERS, "cpu")
     shape = (NUM_ROWS, NUM_LAYERS)
+    # Below zero, min_ratio is minus a weight.
     # Zero is "off" for min_ratio and one or more is "off" for top_p: both come up as often as a live rule.
     off = rng.random((2, *shape)) < (0.5 if dynamic else 1.1)
     columns = {
         "na": rng.integers(0, top_k + 2, shape),
-        "min_ratio": np.where(off[0], 0.0, rng.integers(0, 17, shape) / 16),
+        "min_ratio": np.where(off[0], 0.0, rng.integers(-8, 17, shape) / 16),
         "top_p": np.where(off[1], rng.choice([1.0, 1.5], shape), rng.integers(0, 16, shape) / 16),
         "min_na": rng.integers(0, top_k + 2, shape),
         "rescale": rng.choice(RESCALES, shape),
@@ -157,6 +159,7 @@ def build(case: Case) -> Problem:
         num_shared=case.num_shared,
         stats=stats,
         dynamic=case.dynamic,
+        scale=float(rng.choice([1.0, 2.5])),
     )
 
 
@@ -191,6 +194,7 @@ def to_device(problem: Problem, device: torch.device | str) -> Problem:
         num_shared=problem.num_shared,
         stats=RoutingStats(move(stats.kept), move(stats.touched)),
         dynamic=problem.dynamic,
+        scale=problem.scale,
     )
 
 
@@ -209,6 +213,7 @@ def run(implementation: ApplySkip, problem: Problem) -> Outcome:
         num_shared=problem.num_shared,
         stats=stats,
         dynamic=problem.dynamic,
+        scale=problem.scale,
     )
     return Outcome(weights.cpu(), ids.cpu(), stats.kept.cpu(), stats.touched.cpu())
 

@@ -61,10 +61,10 @@ def judge(problem: Problem, exact_weights: bool) -> Verdict:
 
 
 def _rule(problem: Problem, token: int) -> dict[str, float]:
-    """The five numbers of the token's schedule in this layer."""
+    """The five numbers of the token's schedule in this layer, and the factor that is in the weights."""
     at = (int(problem.rows[token]), problem.layer)
     names = ("na", "min_ratio", "top_p", "min_na", "rescale")
-    return {name: getattr(problem.table, name)[at].item() for name in names}
+    return {name: getattr(problem.table, name)[at].item() for name in names} | {"scale": problem.scale}
 
 
 def _expert_scores(problem: Problem, logits: list[float]) -> list[float]:
@@ -92,14 +92,15 @@ def _kept_slots(
     margin = 0.0 if exact_weights else ROUNDING
     clear = True
     total = sum(weights[s] for s in ranking)
-    floor = rule["min_ratio"] * max(weights[s] for s in ranking)
+    ratio = rule["min_ratio"]
+    floor = ratio * max(weights[s] for s in ranking) if ratio > 0 else -ratio * rule["scale"]
     by_weight = sorted(ranking, key=lambda s: (-weights[s], ranking.index(s)))
     keep = set()
     for rank, slot in enumerate(ranking):
         passes = True
-        if rule["min_ratio"] > 0:
+        if ratio != 0:
             passes &= weights[slot] >= floor
-            clear &= margin == 0 or rule["min_ratio"] == 1 or abs(weights[slot] - floor) > margin
+            clear &= margin == 0 or ratio == 1 or abs(weights[slot] - floor) > margin
         if rule["top_p"] < 1:
             before = sum(weights[s] for s in by_weight[: by_weight.index(slot)])
             passes &= before < rule["top_p"] * total

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.routing.cases import ROUTERS, Case
+from tests.routing.consolidation_cases import ConsolidationCase
 
 
 def cases(max_tokens: int, max_extra_experts: int = 24) -> st.SearchStrategy[Case]:
@@ -25,4 +26,15 @@ def cases(max_tokens: int, max_extra_experts: int = 24) -> st.SearchStrategy[Cas
         remapped=st.booleans(),
         strided=st.booleans(),
         dynamic=st.booleans(),
+    )
+
+
+def consolidation_cases(max_tokens: int, max_extra_experts: int = 6) -> st.SearchStrategy[ConsolidationCase]:
+    """Draw consolidation problems; ``max_extra_experts`` are those beyond the slots, per group."""
+    return st.builds(
+        ConsolidationCase,
+        routing=cases(max_tokens, max_extra_experts),
+        max_experts=st.sampled_from((0, 0, 1, 3, 8, 20)),
+        min_share=st.sampled_from((0.0, 0.0, 0.25, 1.0)),
+        num_groups=st.sampled_from((1, 1, 2, 4)),
     )

@@ -67,6 +67,7 @@ def compiled(arch: int, num_slots: int, scoring: str, biased: bool, dynamic: boo
         "rescale_ptr": "*fp32",
         "kept_ptr": "*i32",
         "touched_ptr": "*i32",
+        "scale": "fp32",
     }
     if not biased:
         constants["bias_ptr"] = None
