@@ -5,67 +5,44 @@ Pure: numpy only. Source: arXiv 2505.03531 section 5.2, with rounding as fitted 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sglang_moe_opt.fields import FieldError, check_keys, is_int, is_number, join_field
+from sglang_moe_opt.fields import FieldError, check_keys, is_int, join_field
 from sglang_moe_opt.layer_table import FULL, MASS, LayerTable
+from sglang_moe_opt.schedule_limits import (
+    ANY_MODEL,
+    MAGNITUDES,
+    MAX_NA,
+    OPTIONS,
+    RULES,
+    WEIGHT_RULES,
+    LayerBase,
+    Limits,
+    ModelShape,
+    Rescale,
+    check_values,
+)
 
-__all__ = ["FULL", "MASS", "LayerTable", "Limits", "ModelShape", "PhasedSchedule", "SkipSchedule", "interpolate_bhep"]
-
-MAX_NA: Final = 1024  # sanity bounds for values met before the model is known
-MAX_LAYERS: Final = 1024
-MIN_RESCALE: Final = 1e-6
-MAX_RESCALE: Final = 10.0
-RULES: Final = ("na", "schedule", "layers", "min_ratio", "top_p")
-OPTIONS: Final = ("min_na", "rescale", "layer_base")
-
-LayerBase = Literal["moe", "all"]
-Rescale = Literal["router", "mass"] | float
-
-
-class ModelShape(Hashable, Protocol):
-    """What a schedule needs to know of a model; `model_shape.MoEShape` is one."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def moe_layer_ids(self) -> tuple[int, ...]: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def num_shared_experts(self) -> int: ...
-    @property
-    def renormalize(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a model and a policy allow in a rule; the defaults are for rules met before the model is known.
-
-    `min_na`: floor of every na. `top_k`: the model's own; higher values up to MAX_NA mean the model itself.
-    `moe_layers`, `num_layers`: how many MoE layers, and layers of any kind; None where unknown.
-    """
-
-    min_na: int = 0
-    top_k: int = MAX_NA
-    moe_layers: int | None = None
-    num_layers: int | None = None
-
-    @classmethod
-    def of(cls, shape: ModelShape, min_na: int = 0) -> Limits:
-        """Limits on this model with a policy's floor; na 0 needs shared experts, and no floor exceeds the top-k."""
-        floor = min(max(min_na, 0 if shape.num_shared_experts > 0 else 1), shape.top_k)
-        return cls(floor, shape.top_k, len(shape.moe_layer_ids), shape.num_layers)
-
-    def check_na(self, name: str, value: object) -> None:
-        """Raise FieldError unless `value` is a number of routed experts."""
-        if not is_int(value) or not self.min_na <= value <= MAX_NA:
-            raise FieldError(name, value, f"an integer from {self.min_na} to {self.top_k}")
+__all__ = [
+    "FULL",
+    "MASS",
+    "MAX_NA",
+    "OPTIONS",
+    "RULES",
+    "WEIGHT_RULES",
+    "LayerTable",
+    "Limits",
+    "ModelShape",
+    "PhasedSchedule",
+    "SkipSchedule",
+    "interpolate_bhep",
+]
 
 
 def interpolate_bhep(b: int, h: int, e: int, p: int, num_layers: int) -> list[int]:
@@ -89,9 +66,15 @@ def interpolate_bhep(b: int, h: int, e: int, p: int, num_layers: int) -> list[in
     return [at(layer) for layer in range(1, num_layers + 1)]
 
 
+def _real(value: Any) -> Any:
+    return float(value) if is_int(value) else value
+
+
 @dataclass(frozen=True)
 class SkipSchedule:
-    """One phase's rule: at most one of `na`, `schedule`, `layers`, `min_ratio`, `top_p`; none is the full model.
+    """One phase's rule: at most one of `na`, `schedule`, `layers`, `min_ratio`, `min_weight`, `top_p`.
+
+    Without any it is the full model.
 
     na: routed experts kept in every MoE layer.
     schedule: (b, h, e, p), see `interpolate_bhep`; clamped to the model's top-k after interpolation.
@@ -99,52 +82,69 @@ class SkipSchedule:
         all layers, dense ones included ("all", as it does for V3, p 1..61; MoE layers then take their own value).
     layers: na of each MoE layer in order.
     min_ratio: keep an expert while its weight >= min_ratio x the token's largest; 0 is off.
+    min_weight: keep an expert while its weight, before routed_scaling_factor, >= min_weight; 0 is off.
     top_p: keep the smallest set whose share of the routed weight reaches top_p; 1 is off.
-    min_na: experts that min_ratio and top_p always keep (1 if None); without effect on the other rules.
+    min_na: experts that the three rules by weight always keep (1 if None); without effect on the other rules.
     rescale: kept weights in layers where something may be dropped: "router" = as the model does with that top-k,
         "mass" = keep the token's routed weight mass, or a factor.
+    consolidate: k0; in decode steps a token keeps its own first k0 experts, and its other slots go to experts that the
+        batch computes anyway. True stands for the policy's k0, see `with_k0`. Not for rules by weight.
+    min_ratio, min_weight, top_p and rescale are one value, or a tuple with one for each MoE layer in order.
     Raises FieldError.
     """
 
     na: int | None = None
     schedule: tuple[int, int, int, int] | None = None
     layers: tuple[int, ...] | None = None
-    min_ratio: float | None = None
-    top_p: float | None = None
+    min_ratio: float | tuple[float, ...] | None = None
+    min_weight: float | tuple[float, ...] | None = None
+    top_p: float | tuple[float, ...] | None = None
     min_na: int | None = None
-    rescale: Rescale = "router"
+    rescale: Rescale | tuple[Rescale, ...] = "router"
     layer_base: LayerBase = "moe"
+    consolidate: int | None = None
 
     def __post_init__(self) -> None:
         self.check()
         for name in ("schedule", "layers"):  # one canonical type per field, so that equal rules are equal objects
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
-        for name in ("min_ratio", "top_p", "rescale"):
-            if is_int(value := getattr(self, name)):
-                object.__setattr__(self, name, float(value))
+        for name in MAGNITUDES:
+            value = getattr(self, name)
+            items = tuple(map(_real, value)) if isinstance(value, (list, tuple)) else _real(value)
+            object.__setattr__(self, name, items)
 
     @property
     def rule(self) -> str:
         """Name of the rule that is set, or "full"."""
         return next((name for name in RULES if getattr(self, name) is not None), FULL)
 
-    def check(self, limits: Limits = Limits(), prefix: str = "") -> None:
+    def check(self, limits: Limits = ANY_MODEL, prefix: str = "") -> None:
         """Raise FieldError, its field under `prefix`, unless every value is allowed by `limits`."""
-        _check_values(vars(self), limits, prefix)
+        check_values(vars(self), limits, prefix)
 
     def with_floor(self, min_na: int) -> SkipSchedule:
         """The same rule, a magnitude rule keeping at least `min_na` experts."""
-        if self.rule not in ("min_ratio", "top_p") or min_na <= max(self.min_na or 0, 1):
+        if self.rule not in WEIGHT_RULES or min_na <= max(self.min_na or 0, 1):
             return self
         return replace(self, min_na=min_na)
 
+    def with_k0(self, k0: int) -> SkipSchedule:
+        """The same rule, a `consolidate` of true replaced by `k0`."""
+        return replace(self, consolidate=k0) if self.consolidate is True else self
+
+    def plain(self) -> SkipSchedule:
+        """The same rule without consolidation."""
+        return self if self.consolidate is None else replace(self, consolidate=None)
+
     def expand(self, shape: ModelShape) -> LayerTable:
         """The rule on a model, one entry per MoE layer. Raises FieldError where the model does not allow it."""
+        if self.consolidate is True:
+            raise FieldError("consolidate", True, "an integer; true needs a policy that says how many")
         return _expand(self, shape)
 
     @classmethod
-    def from_object(cls, value: object, field: str, limits: Limits = Limits()) -> SkipSchedule:
+    def from_object(cls, value: object, field: str, limits: Limits = ANY_MODEL) -> SkipSchedule:
         """Parse {"na": 2}, {"min_ratio": 0.2, "min_na": 2}, ... Raises FieldError and nothing else, whatever comes."""
         if not isinstance(value, dict):
             raise FieldError(field, value, "an object with exactly one of " + ", ".join(RULES))
@@ -157,7 +157,7 @@ class SkipSchedule:
                 raise FieldError(join_field(field, name), item, "a value, or leave the key out")
         if "layer_base" in value and "schedule" not in value:
             raise FieldError(join_field(field, "layer_base"), value["layer_base"], "only together with schedule")
-        _check_values({**vars(_FULL_MODEL), **value}, limits, field)
+        check_values({**vars(_FULL_MODEL), **value}, limits, field)
         return cls(**value)
 
     def to_object(self) -> dict[str, Any]:
@@ -166,59 +166,6 @@ class SkipSchedule:
             return {}
         changed = {name: value for name, value in vars(self).items() if value != getattr(_FULL_MODEL, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
-
-
-def _check_values(values: Mapping[str, Any], limits: Limits, prefix: str) -> None:
-    """Raise FieldError, its field under `prefix`, unless the rule with these fields is allowed by `limits`."""
-    given = [name for name in RULES if values[name] is not None]
-    if len(given) > 1:
-        raise FieldError(prefix or "schedule", given, "exactly one of " + ", ".join(RULES))
-    try:
-        _check_counts(values, limits)
-        _check_magnitudes(values)
-    except FieldError as error:
-        raise FieldError(join_field(prefix, error.field), error.value, error.allowed) from None
-
-
-def _check_counts(values: Mapping[str, Any], limits: Limits) -> None:
-    for name in ("na", "min_na"):
-        if values[name] is not None:
-            limits.check_na(name, values[name])
-    base, schedule, layers = values["layer_base"], values["schedule"], values["layers"]
-    if base not in ("moe", "all"):
-        raise FieldError("layer_base", base, "moe, all")
-    if schedule is not None:
-        _check_length("schedule", schedule, 4, "[b, h, e, p]")
-        for index in range(3):
-            limits.check_na(f"schedule[{index}]", schedule[index])
-        last = (limits.moe_layers if base == "moe" else limits.num_layers) or MAX_LAYERS
-        if not is_int(schedule[3]) or not 1 <= schedule[3] <= last:
-            over = "MoE layers" if base == "moe" else "layers"
-            raise FieldError("schedule[3]", schedule[3], f"an integer from 1 to {last} (p, over the {over})")
-    if layers is not None:
-        _check_length("layers", layers, limits.moe_layers, "one integer per MoE layer")
-        for index, na in enumerate(layers):
-            limits.check_na(f"layers[{index}]", na)
-
-
-def _check_length(name: str, value: object, length: int | None, meaning: str) -> None:
-    low, high = (length, length) if length is not None else (1, MAX_LAYERS)
-    if not isinstance(value, (list, tuple)) or not low <= len(value) <= high:
-        size = f"{low} integers" if low == high else f"{low} to {high} integers"
-        raise FieldError(name, value, f"a list of {size} ({meaning})")
-
-
-def _check_magnitudes(values: Mapping[str, Any]) -> None:
-    ratio, top_p, rescale = values["min_ratio"], values["top_p"], values["rescale"]
-    if ratio is not None and not (is_number(ratio) and 0 <= ratio <= 1):
-        raise FieldError("min_ratio", ratio, "a number from 0 to 1")
-    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
-        raise FieldError("top_p", top_p, "a number above 0, up to 1")
-    if isinstance(rescale, str) and rescale in ("router", "mass"):
-        return
-    # the table holds float32: a factor that underflows there would silence the layer
-    if not (is_number(rescale) and MIN_RESCALE <= rescale <= MAX_RESCALE):
-        raise FieldError("rescale", rescale, f"router, mass, or a number from {MIN_RESCALE:g} to {MAX_RESCALE:g}")
 
 
 _FULL_MODEL: Final = SkipSchedule()
@@ -240,12 +187,24 @@ def _expand(rule: SkipSchedule, shape: ModelShape) -> LayerTable:
             na = [every[layer] for layer in shape.moe_layer_ids]
     return LayerTable(
         na=np.array(na, np.int32),
-        min_ratio=np.full(count, rule.min_ratio or 0.0, np.float32),
-        top_p=np.full(count, 1.0 if rule.top_p is None else rule.top_p, np.float32),
+        min_ratio=_column(rule.min_ratio or 0.0, count) - _column(rule.min_weight or 0.0, count),
+        top_p=_column(1.0 if rule.top_p is None else rule.top_p, count),
         min_na=np.full(count, rule.min_na or 0, np.int32),
-        rescale=np.full(count, _rescale_factor(rule.rescale, shape.renormalize), np.float32),
+        rescale=_column(_rescale_factors(rule.rescale, shape.renormalize), count),
+        k0=np.full(count, rule.consolidate or 0, np.int32),
         top_k=shape.top_k,
     )
+
+
+def _column(value: float | Sequence[float], count: int) -> NDArray[np.float32]:
+    """One value for every layer, or the layers' own."""
+    return np.broadcast_to(np.asarray(value, np.float32), (count,))
+
+
+def _rescale_factors(rescale: Rescale | tuple[Rescale, ...], renormalize: bool) -> float | list[float]:
+    if isinstance(rescale, tuple):
+        return [_rescale_factor(one, renormalize) for one in rescale]
+    return _rescale_factor(rescale, renormalize)
 
 
 def _rescale_factor(rescale: Rescale, renormalize: bool) -> float:
@@ -256,10 +215,16 @@ def _rescale_factor(rescale: Rescale, renormalize: bool) -> float:
 
 @dataclass(frozen=True)
 class PhasedSchedule:
-    """The rule of each phase: `prefill` for prompt tokens, `decode` for generated ones."""
+    """The rule of each phase: `prefill` for prompt tokens, `decode` for generated ones.
+
+    Prompts never consolidate: a rule that does runs plainly there, so that its prompts share the plain rule's cache.
+    """
 
     prefill: SkipSchedule
     decode: SkipSchedule
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefill", self.prefill.plain())
 
     @classmethod
     def uniform(cls, schedule: SkipSchedule) -> PhasedSchedule:
@@ -268,6 +233,10 @@ class PhasedSchedule:
     def with_floor(self, min_na: int) -> PhasedSchedule:
         """Both phases' magnitude rules keep at least `min_na` experts."""
         return PhasedSchedule(self.prefill.with_floor(min_na), self.decode.with_floor(min_na))
+
+    def with_k0(self, k0: int) -> PhasedSchedule:
+        """A `consolidate` of true replaced by `k0`."""
+        return replace(self, decode=self.decode.with_k0(k0))
 
     def to_object(self) -> dict[str, Any]:
         """{"prefill": ..., "decode": ...} in JSON-ready form, or one object where both are the same."""

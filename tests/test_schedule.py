@@ -26,20 +26,26 @@ NO_SHARED = MoEShape(4, (0, 1, 2, 3), 4, 8, 0, True, "softmax")
 counts = st.integers(0, 12)
 
 
+def one_or_each(values: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """One value, or one for each MoE layer of V2-Lite."""
+    return values | st.lists(values, min_size=26, max_size=26).map(tuple)
+
+
 @st.composite
 def schedules(draw: st.DrawFn) -> SkipSchedule:
     """Any rule that is valid on V2-Lite."""
-    rule = draw(st.sampled_from(["na", "schedule", "layers", "min_ratio", "top_p", FULL]))
+    rule = draw(st.sampled_from(["na", "schedule", "layers", "min_ratio", "min_weight", "top_p", FULL]))
     values = {
         "na": counts,
         "schedule": st.tuples(counts, counts, counts, st.integers(1, 26)),
         "layers": st.tuples(*[counts] * 26),
-        "min_ratio": st.floats(0, 1),
-        "top_p": st.floats(0, 1, exclude_min=True),
+        "min_ratio": one_or_each(st.floats(0, 1)),
+        "min_weight": one_or_each(st.floats(0, 1)),
+        "top_p": one_or_each(st.floats(0, 1, exclude_min=True)),
     }
     options = {
         "min_na": draw(st.none() | counts),
-        "rescale": draw(st.sampled_from(["router", "mass"]) | st.floats(0.01, 10)),
+        "rescale": draw(one_or_each(st.sampled_from(["router", "mass"]) | st.floats(0.01, 10))),
     }
     return SkipSchedule(**{} if rule == FULL else {rule: draw(values[rule])}, **options)  # type: ignore[arg-type]
 
@@ -145,6 +151,7 @@ def test_behaviours_differ_in_digest() -> None:
         SkipSchedule(na=2, rescale=0.5),
         SkipSchedule(min_ratio=0.2),
         SkipSchedule(min_ratio=0.2, min_na=2),
+        SkipSchedule(min_weight=0.2),
         SkipSchedule(top_p=0.2),
     ]
     assert len({rule.expand(V2_LITE).digest for rule in rules}) == len(rules)
@@ -160,6 +167,8 @@ def test_behaviours_differ_in_digest() -> None:
         SkipSchedule(layers=(6, 7) * 13),
         SkipSchedule(min_ratio=0),
         SkipSchedule(min_ratio=-0.0),
+        SkipSchedule(min_weight=0),
+        SkipSchedule(min_weight=(0.0,) * 26),
         SkipSchedule(top_p=1),
         SkipSchedule(min_ratio=0.9, min_na=6),
         SkipSchedule(schedule=(6, 8, 6, 3)),
@@ -203,6 +212,34 @@ def test_magnitude_rules_keep_at_least_one() -> None:
     assert table.min_na.tolist() == [1] * 26
     assert table.na.tolist() == [6] * 26
     assert table.digest == SkipSchedule(min_ratio=0.2, min_na=0).expand(V2_LITE).digest
+
+
+def test_layers_have_thresholds_of_their_own() -> None:
+    ratios = (0.0, 0.25, 1.0) + (0.5,) * 23
+    table = SkipSchedule(min_ratio=ratios, rescale=("router", "mass", 2) + (0.5,) * 23).expand(V2_LITE)
+    assert table.min_ratio.tolist() == list(ratios)
+    assert table.min_na.tolist() == [0] + [1] * 25  # the first layer has no rule
+    assert table.rescale.tolist() == [1, MASS, 2] + [0.5] * 23
+    table = SkipSchedule(min_weight=(0, 0.25) * 13).expand(V2_LITE)
+    assert table.min_ratio.tolist() == [0, -0.25] * 13 and table.min_na.tolist() == [0, 1] * 13
+    table = SkipSchedule(top_p=(1, 0.5) * 13, min_na=2).expand(V2_LITE)
+    assert table.top_p.tolist() == [1, 0.5] * 13
+    assert table.min_na.tolist() == [0, 2] * 13
+
+
+@given(st.sampled_from(["min_ratio", "min_weight", "top_p"]), st.floats(0, 1, exclude_min=True), st.floats(0.01, 10))
+def test_the_same_threshold_in_every_layer_is_one_threshold(rule: str, value: float, factor: float) -> None:
+    one = SkipSchedule(**{rule: value}, rescale=factor)  # type: ignore[arg-type]
+    each = SkipSchedule(**{rule: [value] * 26}, rescale=[factor] * 26)  # type: ignore[arg-type]
+    assert one.expand(V2_LITE).digest == each.expand(V2_LITE).digest
+    assert hash(each) == hash(SkipSchedule(**{rule: (value,) * 26}, rescale=(factor,) * 26))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["min_ratio", "top_p", "rescale"])
+def test_values_of_layers_must_be_as_many_as_the_model_has(field: str) -> None:
+    rule = SkipSchedule(**{"min_ratio": 0.2} | {field: (0.5, 0.5)} if field != "top_p" else {field: (0.5, 0.5)})  # type: ignore[arg-type]
+    with pytest.raises(FieldError, match=f"{field}: .* a list of 26 values .one per MoE layer."):
+        rule.expand(V2_LITE)
 
 
 def test_na_0_needs_shared_experts() -> None:
@@ -268,7 +305,23 @@ def test_arrays_of_unequal_length_are_refused() -> None:
         ({"rescale": 1e-50}, "rescale"),
         ({"rescale": 11}, "rescale"),
         ({"rescale": True}, "rescale"),
+        ({"min_weight": 1.01}, "min_weight"),
+        ({"min_weight": (0.1, -0.1)}, "min_weight[1]"),
+        ({"min_weight": 0.1, "min_ratio": 0.1}, "schedule"),
+        ({"min_ratio": ()}, "min_ratio"),
+        ({"min_ratio": (0.1, 0.2, 1.01)}, "min_ratio[2]"),
+        ({"min_ratio": (0.1, None)}, "min_ratio[1]"),
+        ({"min_ratio": (0.1, (0.2,))}, "min_ratio[1]"),
+        ({"min_ratio": (True,)}, "min_ratio[0]"),
+        ({"top_p": [0.5, 0]}, "top_p[1]"),
+        ({"top_p": ["0.5"]}, "top_p[0]"),
+        ({"rescale": (1, "half")}, "rescale[1]"),
+        ({"rescale": ("mass", 11)}, "rescale[1]"),
         ({"layer_base": "dense"}, "layer_base"),
+        ({"na": 2, "consolidate": 0}, "consolidate"),
+        ({"na": 2, "consolidate": "3"}, "consolidate"),
+        ({"min_ratio": 0.2, "consolidate": 2}, "consolidate"),
+        ({"consolidate": 2}, "consolidate"),
     ],
 )
 def test_bad_values_name_their_field(values: dict[str, object], field: str) -> None:
@@ -283,6 +336,7 @@ def test_lists_and_tuples_are_one_schedule() -> None:
 
 def test_with_floor_raises_magnitude_rules_only() -> None:
     assert SkipSchedule(min_ratio=0.2).with_floor(2) == SkipSchedule(min_ratio=0.2, min_na=2)
+    assert SkipSchedule(min_weight=0.2).with_floor(2) == SkipSchedule(min_weight=0.2, min_na=2)
     assert SkipSchedule(top_p=0.2, min_na=3).with_floor(2).min_na == 3
     assert SkipSchedule(na=2).with_floor(3) == SkipSchedule(na=2)
 
@@ -323,7 +377,56 @@ def test_pure_modules_import_no_engine() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_digest_is_stable_across_versions() -> None:
+@pytest.mark.parametrize(
+    ("rule", "digest"),
+    [
+        (SkipSchedule(schedule=(6, 4, 2, 26)), "cdeae178930074b68837760b09956e84"),
+        (SkipSchedule(min_ratio=0.2, min_na=2), "1776c6bda66a5ac77955a79d0cbf130e"),
+        (SkipSchedule(top_p=0.8, rescale=1.1), "6b42294050b08561db87ae3a0551edc1"),
+    ],
+)
+def test_digest_is_stable_across_versions(rule: SkipSchedule, digest: str) -> None:
     """A change here empties every prefix cache in the field: it must be on purpose."""
-    table = SkipSchedule(schedule=(6, 4, 2, 26)).expand(V2_LITE)
-    assert table.digest == "cdeae178930074b68837760b09956e84"
+    assert rule.expand(V2_LITE).digest == digest
+
+
+# --- consolidation ---
+
+
+def test_consolidation_changes_the_identity_but_not_the_prompts() -> None:
+    plain, together = SkipSchedule(na=4), SkipSchedule(na=4, consolidate=2)
+    table = together.expand(V2_LITE)
+    assert table.own_first.tolist() == [2] * 26 and table.na.tolist() == [4] * 26
+    assert table.consolidates and not table.is_static and not table.is_full
+    assert table.digest not in (plain.expand(V2_LITE).digest, SkipSchedule(na=4, consolidate=3).expand(V2_LITE).digest)
+    assert table.plain == plain.expand(V2_LITE) and table.plain.plain is table.plain
+    phases = PhasedSchedule.uniform(together)
+    assert phases == PhasedSchedule(plain, together)
+    assert phases.to_object() == {"prefill": {"na": 4}, "decode": {"na": 4, "consolidate": 2}}
+
+
+def test_of_the_whole_model_only_prompts_are_full() -> None:
+    table = SkipSchedule(na=6, consolidate=3).expand(V2_LITE)
+    assert not table.is_full and table.plain.is_full
+
+
+@pytest.mark.parametrize(("na", "k0"), [(4, 4), (4, 9), (0, 1), (1, 1)])
+def test_where_nothing_is_left_to_fill_a_schedule_is_the_plain_one(na: int, k0: int) -> None:
+    assert SkipSchedule(na=na, consolidate=k0).expand(V2_LITE) == SkipSchedule(na=na).expand(V2_LITE)
+
+
+def test_layers_consolidate_where_they_have_more_experts_than_k0() -> None:
+    table = SkipSchedule(layers=(6, 3, 2) + (4,) * 23, consolidate=3).expand(V2_LITE)
+    assert table.own_first.tolist() == [3, 0, 0] + [3] * 23
+    assert (
+        LayerTable(*(getattr(table, n) for n in ("na", "min_ratio", "top_p", "min_na", "rescale", "k0")), top_k=6)
+        == table
+    )
+
+
+def test_true_stands_for_the_policys_k0() -> None:
+    rule = SkipSchedule.from_object({"na": 4, "consolidate": True}, "rule")
+    assert rule.with_k0(2) == SkipSchedule(na=4, consolidate=2)
+    assert SkipSchedule(na=4, consolidate=3).with_k0(2).consolidate == 3
+    with pytest.raises(FieldError, match="consolidate: got True, allowed: an integer; true needs a policy"):
+        rule.expand(V2_LITE)

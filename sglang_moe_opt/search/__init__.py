@@ -1,0 +1,1 @@
+"""Which schedule to serve: measured, modelled, allocated, and verified."""
