@@ -19,11 +19,12 @@ from sglang_moe_opt.engine.cpu.native import decoder
 from sglang_moe_opt.engine.pruning.ids import slots_of
 from sglang_moe_opt.engine.state import get_state
 from sglang_moe_opt.engine.topk import drop_slots, narrowed_top_k
+from sglang_moe_opt.engine.unsupported import ServerFields
 
 logger = logging.getLogger(__name__)
 
 _KNOWN = "_moe_opt_known"
-_ONE_OR_OFF = (
+_ONE_OR_OFF: ServerFields = (
     *("tp_size", "pp_size", "ep_size", "dp_size", "dcp_size", "attn_cp_size"),
     *("enable_lora", "lora_paths", "enable_eplb", "enable_two_batch_overlap", "enable_single_batch_overlap"),
     *("expert_distribution_recorder_mode", "enable_return_routed_experts", "speculative_algorithm"),

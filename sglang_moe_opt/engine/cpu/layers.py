@@ -25,7 +25,7 @@ def linear_apply(
 def compute_lm_head(
     original: Callable[..., Tensor],
     processor: Any,
-    hidden: Tensor,
+    hidden_states: Tensor,
     lm_head: Any,
     embedding_bias: Any = None,
     **kwargs: Any,
@@ -33,19 +33,27 @@ def compute_lm_head(
     """AROUND ``LogitsProcessor._compute_lm_head``."""
     weight = getattr(lm_head, "weight", None)
     plain = embedding_bias is None and not hasattr(lm_head, "apply_lora") and not processor.use_fp32_lm_head
-    if plain and weight is not None and native.ready() and native.supports(hidden, weight) and weight.is_contiguous():
-        return native.linear(hidden, weight)
-    return original(processor, hidden, lm_head, embedding_bias, **kwargs)
+    if (
+        plain
+        and weight is not None
+        and native.ready()
+        and native.supports(hidden_states, weight)
+        and weight.is_contiguous()
+    ):
+        return native.linear(hidden_states, weight)
+    return original(processor, hidden_states, lm_head, embedding_bias, **kwargs)
 
 
-def gate_forward(original: Callable[..., Tensor], gate: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def gate_forward(
+    original: Callable[..., Tensor], gate: Any, hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
     """AROUND ``MoEGate.forward``: router logits in float32 also from bfloat16, as on CUDA.
 
     Rounded to bfloat16, near ties are decided by the rounding.
     """
-    if native.ready() and native.supports(hidden, gate.weight):
-        return native.linear(hidden, gate.weight, dtype=torch.float32)
-    return original(gate, hidden, *args, **kwargs)
+    if native.ready() and native.supports(hidden_states, gate.weight):
+        return native.linear(hidden_states, gate.weight, dtype=torch.float32)
+    return original(gate, hidden_states, *args, **kwargs)
 
 
 def rms_norm(

@@ -13,14 +13,14 @@ from sglang_moe_opt.engine.cpu import native
 Routed = tuple[Tensor, Tensor]
 
 
-def grouped_topk(original: Callable[..., Routed], **kwargs: Any) -> Routed:
-    """AROUND ``topk.grouped_topk``: DeepSeek-V2."""
-    return _route(original, kwargs, scoring=kwargs["scoring_func"])
+def grouped_topk(original: Callable[..., Routed], *args: Any, **kwargs: Any) -> Routed:
+    """AROUND ``topk.grouped_topk``: DeepSeek-V2. Upstream calls both by keyword alone."""
+    return original(*args, **kwargs) if args else _route(original, kwargs, scoring=kwargs["scoring_func"])
 
 
-def biased_grouped_topk(original: Callable[..., Routed], **kwargs: Any) -> Routed:
+def biased_grouped_topk(original: Callable[..., Routed], *args: Any, **kwargs: Any) -> Routed:
     """AROUND ``topk.biased_grouped_topk``: DeepSeek-V3."""
-    return _route(original, kwargs, scoring="sigmoid")
+    return original(*args, **kwargs) if args else _route(original, kwargs, scoring="sigmoid")
 
 
 def _route(original: Callable[..., Routed], kwargs: dict[str, Any], *, scoring: str) -> Routed:

@@ -38,9 +38,9 @@ def test_the_module_flag_is_set_for_one_constructor_only(monkeypatch: pytest.Mon
 
     if fails:
         with pytest.raises(ValueError, match="bad rotary size"):
-            support._rotary_init(original, 1, b=2)
+            support.rotary_init(original, 1, b=2)
     else:
-        support._rotary_init(original, 1, b=2)
+        support.rotary_init(original, 1, b=2)
     assert seen == [(True, (1,), {"b": 2})]
     assert base._is_cpu is False
 
@@ -51,10 +51,10 @@ def test_a_model_without_rope_scaling_gets_the_generic_embedding(monkeypatch: py
 
     monkeypatch.setattr(factory, "get_rope", lambda *args, **kwargs: ("generic", args, kwargs))
     sizes = (64, 64, 4096, 10000, False)
-    generic = support._rope_wrapper(cpu_factory, *sizes, rope_scaling=None, device="cpu")
+    generic = support.rope_wrapper(cpu_factory, *sizes, rope_scaling=None, device="cpu")
     assert generic == ("generic", sizes, {"rope_scaling": None})
     yarn = {"rope_type": "deepseek_yarn"}
-    assert support._rope_wrapper(cpu_factory, *sizes, rope_scaling=yarn, device="cpu") == (
+    assert support.rope_wrapper(cpu_factory, *sizes, rope_scaling=yarn, device="cpu") == (
         sizes,
         {"rope_scaling": yarn, "device": "cpu"},
     )
@@ -63,7 +63,7 @@ def test_a_model_without_rope_scaling_gets_the_generic_embedding(monkeypatch: py
 def test_the_generic_embedding_is_built_and_turns_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
     original = base.RotaryEmbedding.__init__
     monkeypatch.setattr(
-        base.RotaryEmbedding, "__init__", lambda self, *args, **kwargs: support._rotary_init(original, self, *args)
+        base.RotaryEmbedding, "__init__", lambda self, *args, **kwargs: support.rotary_init(original, self, *args)
     )
     rope = base.RotaryEmbedding(16, 16, 32, 10000, False, torch.float32)
     query, key = torch.randn(2, 3, 4 * 16)
@@ -83,14 +83,7 @@ def test_the_hooks_and_the_attention_path_are_registered(monkeypatch: pytest.Mon
         handlers.AttentionBackendRegistry, "_handlers", dict(handlers.AttentionBackendRegistry._handlers)
     )
     support.register_cpu_hooks()
-    assert set(HookRegistry._hooks) == {
-        "sglang.srt.layers.rotary_embedding.base.RotaryEmbedding.__init__",
-        "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper",
-        "sglang.srt.distributed.parallel_state.init_model_parallel_group",
-        "sglang.srt.models.deepseek_v2.DeepseekV2ForCausalLM.load_weights",
-        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        *(f"sglang.srt.{target}" for target in support.KERNEL_HOOKS),
-    }
+    assert set(HookRegistry._hooks) == {hook.target for hook in support.HOOKS}
     handler = handlers.AttentionBackendRegistry.get_handler("torch_native")
     assert handler(None, None) == methods.AttnForwardMethod.MLA
 
@@ -98,7 +91,7 @@ def test_the_hooks_and_the_attention_path_are_registered(monkeypatch: pytest.Mon
 def test_ranks_get_no_communicator_made_for_cuda() -> None:
     state = pytest.importorskip("sglang.srt.distributed.parallel_state")
     given = {"group_ranks": [[0, 1]], "use_pynccl": True, "group_name": "tp"}
-    args, kwargs = support._plain_group(1, **given)
+    args, kwargs = support.plain_group(1, **given)
     assert args == (1,)
     assert kwargs["group_name"] == "tp"
     switches = {name for name, value in kwargs.items() if value is False}

@@ -45,6 +45,7 @@ _SIGNATURES = {  # i: int, l: int64, f: float, p: pointer
     "silu_and_mul": "ippll",
     "mla_rope": "ipllpplpfpppplllli",
     "route": "ppppllllliif",
+    "consolidate": "ppppppppllllillfppp",
     "decoder": "iplpppp",
     "read": "pl",
 }
