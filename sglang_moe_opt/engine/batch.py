@@ -40,8 +40,13 @@ def forward_raw(original: Callable[..., Any], runner: Any, forward_batch: Any, *
 
 def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
     """Rows of the batch's tokens: a prompt token runs under its request's prefill schedule, a generated one under
-    its decode schedule, also when a retracted request is computed anew.
+    its decode schedule, also when a retracted request is computed anew. Under an auto profile that is the level of
+    the moment, which only decode steps change. Where the step does not consolidate, a schedule that would runs plainly.
     """
+    is_decode = batch.forward_mode.is_decode()
+    if is_decode:
+        state.auto.see(batch.reqs)
+    joins = state.consolidator is not None and state.consolidator.covers(num_tokens, is_decode)
     tables: dict[int, LayerTable] = {}
     row_of: dict[int, tuple[int, int]] = {}
     pairs = []
@@ -49,7 +54,7 @@ def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
         hint: ResolvedHint = req.moe_opt_hint
         pair = row_of.get(id(hint))
         if pair is None:
-            pair = row_of[id(hint)] = _assign(state, hint, tables)
+            pair = row_of[id(hint)] = _assign(state, hint, tables, joins)
         pairs.append(pair)
     if batch.forward_mode.is_extend_without_speculative():
         rows: list[int] = []
@@ -66,9 +71,10 @@ def plan_step(state: EngineState, batch: Any, num_tokens: int) -> StepPlan:
     return StepPlan(np.repeat(np.asarray(rows, np.int32), counts), tables)
 
 
-def _assign(state: EngineState, hint: ResolvedHint, tables: dict[int, LayerTable]) -> tuple[int, int]:
+def _assign(state: EngineState, hint: ResolvedHint, tables: dict[int, LayerTable], joins: bool) -> tuple[int, int]:
     pair = []
-    for table in (hint.prefill, hint.decode):
+    decode = state.auto.decode_table(hint)
+    for table in (hint.prefill, decode if joins else decode.plain):
         row = state.rows.assign(hint.profile, table)
         if row != FULL_ROW:
             tables[row] = table

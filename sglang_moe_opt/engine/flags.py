@@ -9,10 +9,15 @@ from typing import Any
 
 from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
 from sglang_moe_opt.engine.pruning.check import check_server
-from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, PRUNE_ENV, Settings
+from sglang_moe_opt.engine.settings import BUILTIN, CONFIG_ENV, DEFAULT_ENV, LOG_ENV, LOGS, PRUNE_ENV, Settings
 from sglang_moe_opt.engine.unsupported import OTHER_BACKENDS, Refusal, UnsupportedError, refuse
 
-_FLAGS = {"moe_opt_config": CONFIG_ENV, "moe_skip_default": DEFAULT_ENV, "moe_prune_plan": PRUNE_ENV}
+_FLAGS = {
+    "moe_opt_config": CONFIG_ENV,
+    "moe_skip_default": DEFAULT_ENV,
+    "moe_prune_plan": PRUNE_ENV,
+    "moe_opt_log": LOG_ENV,
+}
 _PATHS = ("moe_opt_config", "moe_prune_plan")
 
 
@@ -34,6 +39,11 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"Plan of the experts to serve; the others are not loaded. Overrides the policy's (env {PRUNE_ENV}).",
     )
+    group.add_argument(
+        "--moe-opt-log",
+        metavar="FORMAT",
+        help=f"How this plugin reports: {' or '.join(LOGS)}, one object a line on stderr (env {LOG_ENV}).",
+    )
 
 
 def from_cli_args(cls: type, args: argparse.Namespace) -> None:
@@ -48,6 +58,7 @@ def prepare_server_args(server_args: Any, argv: list[str]) -> None:
     """AFTER ``prepare_server_args``: end with one line where policy, plan or the combination of flags cannot work."""
     settings = Settings.from_env()
     try:
+        settings.check()
         if settings.enabled:
             settings.load_policy()
             refuse_unsupported(server_args)

@@ -47,7 +47,7 @@ HOOKS = (
         "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
         "BEFORE",
         "http.middleware:setup_http_server",
-        "response headers, x-moe-skip, which plan is served",
+        "response headers, x-moe-skip, policy and plan that are served",
     ),
     Hook(
         "sglang.srt.entrypoints.http_server.serve_generate_request",

@@ -25,19 +25,28 @@ def metrics_enabled() -> bool:
 
 
 class HttpMetrics:
-    """Counters of the HTTP process."""
+    """Counters of the HTTP process.
+
+    Attributes:
+        requests: HTTP requests answered since the start, by profile.
+        refused: HTTP requests refused since the start, by status.
+    """
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.refused: Counter[int] = Counter()
 
     @cached_property
     def _requests(self) -> Any:
-        from prometheus_client import Counter
+        from prometheus_client import Counter as Total
 
-        return Counter("sglang_moe_opt_requests", "Requests answered, by applied profile.", ("profile",))
+        return Total("sglang_moe_opt_requests", "Requests answered, by applied profile.", ("profile",))
 
     @cached_property
     def _refused(self) -> Any:
-        from prometheus_client import Counter
+        from prometheus_client import Counter as Total
 
-        return Counter("sglang_moe_opt_refused_requests", "Requests refused, by HTTP status.", ("status",))
+        return Total("sglang_moe_opt_refused_requests", "Requests refused, by HTTP status.", ("status",))
 
     @cached_property
     def _live(self) -> Any:
@@ -49,12 +58,15 @@ class HttpMetrics:
 
     def record(self, hints: Iterable[ResolvedHint], status: int) -> None:
         """Count one HTTP response."""
-        if not metrics_enabled():
-            return
+        is_shown = metrics_enabled()
         if status >= 400:
-            self._refused.labels(status).inc()
-        else:
-            for hint in hints:
+            self.refused[status] += 1
+            if is_shown:
+                self._refused.labels(status).inc()
+            return
+        for hint in hints:
+            self.requests[hint.profile] += 1
+            if is_shown:
                 self._requests.labels(hint.profile).inc()
 
     def live_schedules(self, number: int) -> None:
@@ -73,11 +85,16 @@ class StepMetrics:
     def __init__(self, state: EngineState) -> None:
         import torch
         from prometheus_client import Counter as Total
-        from prometheus_client import Histogram
+        from prometheus_client import Gauge, Histogram
 
         self._state = state
         self._tokens = Total("sglang_moe_opt_tokens", "Tokens computed.", ("profile", "phase"))
         self._kept = Total("sglang_moe_opt_slots_kept", "Routed expert slots computed.", ("profile",))
+        self._filled = Total(
+            "sglang_moe_opt_slots_filled",
+            "Computed slots whose expert the router had not chosen, by consolidation.",
+            ("profile",),
+        )
         self._offered = Total("sglang_moe_opt_slots_offered", "Routed expert slots of the full model.", ("profile",))
         self._experts = Histogram(
             "sglang_moe_opt_unique_experts",
@@ -85,10 +102,20 @@ class StepMetrics:
             ("phase",),
             buckets=[b for b in _EXPERT_BUCKETS if b < state.shape.num_experts] + [state.shape.num_experts],
         )
+        level = ("profile", "level")
+        self._auto_tokens = Total("sglang_moe_opt_auto_tokens", "Tokens decoded by auto profiles, by level.", level)
+        self._auto_switches = Total("sglang_moe_opt_auto_switches", "Changes of the level.", ("profile",))
+        self._auto_level = Gauge(
+            "sglang_moe_opt_auto_level",
+            "Level of the last decode step, 0 the gentlest.",
+            ("profile",),
+            multiprocess_mode="livemostrecent",
+        )
         rows, experts = state.table.na.shape[0], state.shape.num_experts
         self._kept_by_row = torch.zeros(rows, dtype=torch.int32, device=state.device)
+        self._filled_by_row = torch.zeros_like(self._kept_by_row)
         self._layers_by_count = torch.zeros(2, experts + 1, dtype=torch.int32, device=state.device)
-        self._in_flight: tuple[Any, Any, Any] | None = None
+        self._in_flight: tuple[Any, ...] | None = None
         self._pending: Counter[tuple[Any, ...]] = Counter()  # by Prometheus counter and labels
 
     def wants_sample(self, index: int) -> bool:
@@ -125,11 +152,21 @@ class StepMetrics:
         for (total, *labels), number in self._pending.items():
             total.labels(*labels).inc(number)
         self._pending.clear()
+        self._publish_auto()
+
+    def _publish_auto(self) -> None:
+        for (profile, level), number in self._state.auto.take_tokens().items():
+            self._auto_tokens.labels(profile, level).inc(number)
+        for auto in self._state.auto.by_key.values():
+            self._auto_level.labels(auto.profile).set(auto.controller.level)
+            self._auto_switches.labels(auto.profile).inc(auto.take_switches())
 
     def _count_kept(self, num_tokens: int) -> None:
-        kept = self._state.stats.kept
-        self._kept_by_row.index_add_(0, self._state.token_rows[:num_tokens], kept[:num_tokens])
-        kept[:num_tokens].zero_()
+        stats = self._state.stats
+        for by_row, counts in ((self._kept_by_row, stats.kept), (self._filled_by_row, stats.filled)):
+            if counts is not None:
+                by_row.index_add_(0, self._state.token_rows[:num_tokens], counts[:num_tokens])
+                counts[:num_tokens].zero_()
 
     def _count_experts(self, is_decode: bool) -> None:
         import torch
@@ -141,26 +178,28 @@ class StepMetrics:
     def _flush(self) -> None:
         """Add finished counts to the counters; start reading the next ones back."""
         if self._in_flight is not None:
-            event, kept, layers = self._in_flight
+            event, *counts = self._in_flight
             if event is not None and not event.query():
                 return
-            self._publish(kept.numpy(), layers.numpy())
+            self._publish(*(count.numpy() for count in counts))
             self._in_flight = None
+        gathered = (self._kept_by_row, self._filled_by_row, self._layers_by_count)
         if not self._state.always_on:
-            self._publish(self._kept_by_row.numpy(), self._layers_by_count.numpy())
+            self._publish(*(count.numpy() for count in gathered))
         else:
             import torch
 
-            copies = [t.to("cpu", non_blocking=True) for t in (self._kept_by_row, self._layers_by_count)]
+            copies = [t.to("cpu", non_blocking=True) for t in gathered]
             event = torch.cuda.Event()
             event.record()
             self._in_flight = (event, *copies)
-        self._kept_by_row.zero_()
-        self._layers_by_count.zero_()
+        for count in gathered:
+            count.zero_()
 
-    def _publish(self, kept_by_row: np.ndarray, layers_by_count: np.ndarray) -> None:
-        for row in np.flatnonzero(kept_by_row):
-            self._kept.labels(self._state.rows.labels[int(row)]).inc(int(kept_by_row[row]))
+    def _publish(self, kept_by_row: np.ndarray, filled_by_row: np.ndarray, layers_by_count: np.ndarray) -> None:
+        for total, by_row in ((self._kept, kept_by_row), (self._filled, filled_by_row)):
+            for row in np.flatnonzero(by_row):
+                total.labels(self._state.rows.labels[int(row)]).inc(int(by_row[row]))
         for phase, counts in zip(("prefill", "decode"), layers_by_count, strict=True):
             for distinct in np.flatnonzero(counts):
                 for _ in range(int(counts[distinct])):

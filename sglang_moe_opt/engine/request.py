@@ -43,7 +43,10 @@ def _apply_schedule(state: EngineState, req: Any) -> None:
     text = params.get(WIRE_KEY) if isinstance(params, dict) else None
     if text is not None:
         try:
-            req.moe_opt_hint = _from_wire(text, state.shape)
+            hint = _from_wire(text, state.shape)
+            if hint.levels:
+                state.auto.find(hint)
+            req.moe_opt_hint = hint
         except Exception as error:  # the scheduler must survive whatever was sent
             req.set_finish_with_abort(f"sglang-moe-opt: {error}")
     if Settings.from_env().cache_isolation:
@@ -64,10 +67,10 @@ def namespaced(extra_key: str | None, table: LayerTable) -> str | None:
 def checkpoint_prompt_only(tree: Any, req: Any, *args: Any, up_to: int, **kwargs: Any) -> tuple[tuple, dict]:
     """BEFORE a radix tree's ``checkpoint``: text generated under another schedule than the prompt's is not kept.
 
-    The namespace is that of the prefill schedule. Where decode differs, generated tokens would serve later prompts
-    that must be computed under the prefill schedule.
+    The namespace is that of the prefill schedule. Where decode differs, or may have differed under an auto profile,
+    generated tokens would serve later prompts that must be computed under the prefill schedule.
     """
     hint: ResolvedHint | None = getattr(req, "moe_opt_hint", None)
-    if hint is not None and hint.prefill.digest != hint.decode.digest:
+    if hint is not None and not hint.is_one_schedule:
         up_to = min(up_to, max(len(req.origin_input_ids), req.kv.cache_protected_len))
     return (tree, req, *args), {**kwargs, "up_to": up_to}

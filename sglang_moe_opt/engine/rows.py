@@ -6,6 +6,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from sglang_moe_opt.layer_table import LayerTable
+from sglang_moe_opt.policy import Policy, PolicyError
+
+ROW_CAPACITY = 1024
+"""Schedules that one batch can hold; requests are limited far below it by the policy's max_live_schedules."""
 
 NONE_ROW = 0
 """Row of padded tokens: every routed slot is dropped, so padding activates no expert."""
@@ -51,3 +55,16 @@ class RowCache:
             return ()
         pending, self._pending = self._pending, {}
         return pending.items()
+
+
+def check_capacity(policy: Policy, others: int = 0) -> None:
+    """Raise PolicyError where the policy lets more schedules into one batch than the table has rows.
+
+    Args:
+        policy: of new requests.
+        others: schedules beside them that requests in flight run under: of an earlier policy.
+    """
+    levels = sum(len(auto.rule.levels) for auto in policy.autos.values())
+    most = (ROW_CAPACITY - _FIRST_FREE - levels) // 2 - len(policy.profiles) - others  # each may have two phases
+    if policy.max_live_schedules > most:
+        raise PolicyError("max_live_schedules", policy.max_live_schedules, f"an integer from 1 to {most}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from sglang_moe_opt.engine.events import emit
 from sglang_moe_opt.engine.flags import refuse_unsupported
 from sglang_moe_opt.engine.metrics import StepMetrics, metrics_enabled
 from sglang_moe_opt.engine.pruning import adopt_stored_plan, get_pruning
@@ -14,8 +14,6 @@ from sglang_moe_opt.engine.settings import Settings
 from sglang_moe_opt.engine.state import EngineState, set_state
 from sglang_moe_opt.hints import resolve
 from sglang_moe_opt.model_shape import MoEShape
-
-logger = logging.getLogger(__name__)
 
 
 def model_shape(model_config: Any) -> MoEShape:
@@ -45,7 +43,7 @@ def load_model(original: Callable[..., None], runner: Any, *args: Any, **kwargs:
 
     verify_applied()
     if pruning is not None:
-        logger.info("sglang-moe-opt: served under the plan %s", pruning.describe())
+        emit("plan_loaded", f"served under the plan {pruning.describe()}", plan=pruning.describe())
     if settings.enabled:
         _start_skipping(settings, runner)
 
@@ -63,17 +61,25 @@ def _start_skipping(settings: Settings, runner: Any) -> None:
         resolve(None, policy, shape),
         runner.device,
         max_tokens=longest + runner.model_config.context_len,
+        graph_sizes=_graph_sizes(),
     )
     from sglang.srt.runtime_context import get_parallel
 
     if metrics_enabled() and get_parallel().tp_rank == 0:
         state.metrics = StepMetrics(state)
     set_state(state)
-    logger.info(
-        "sglang-moe-opt: %d MoE layers, top-%d of %d experts; profiles %s; default %s",
-        len(shape.moe_layer_ids),
-        shape.top_k,
-        shape.num_experts,
-        ", ".join(policy.names),
-        policy.default,
+    layers, rank = len(shape.moe_layer_ids), get_parallel().tp_rank
+    emit(
+        "model_ready",
+        f"{layers} MoE layers, top-{shape.top_k} of {shape.num_experts} experts; profiles {', '.join(policy.names)}; "
+        f"default {policy.default}",
+        **{"rank": rank, "moe_layers": layers, "top_k": shape.top_k, "experts": shape.num_experts},
     )
+
+
+def _graph_sizes() -> Sequence[int]:
+    """Batch sizes of the decode graphs that SGLang will capture."""
+    from sglang.srt.runtime_context import get_exec
+
+    config = get_exec().graph.cuda_graph_config
+    return () if config is None else config.decode.bs or ()

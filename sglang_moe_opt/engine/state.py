@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from sglang_moe_opt.engine.rows import FULL_ROW, NONE_ROW, RowCache
+from sglang_moe_opt.engine.auto import AutoLevels
+from sglang_moe_opt.engine.consolidation import Consolidator
+from sglang_moe_opt.engine.rows import FULL_ROW, NONE_ROW, ROW_CAPACITY, RowCache, check_capacity
 from sglang_moe_opt.hints import ResolvedHint
 from sglang_moe_opt.layer_table import MASS, LayerTable
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.policy import Policy, PolicyError
+from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.routing import RoutingStats, RoutingTable
 
 if TYPE_CHECKING:
     from sglang_moe_opt.engine.metrics import StepMetrics
-
-ROW_CAPACITY = 1024
-"""Schedules that one batch can hold; requests are limited far below it by the policy's max_live_schedules."""
 
 
 @dataclass
@@ -53,9 +53,13 @@ class Step:
             so many experts, and nothing is left to drop. None where tokens differ, and always under CUDA graphs.
         width: per MoE layer the largest number of routed slots any token keeps; None where it is not known.
         sample: this step's distinct experts are counted.
+        drops: some schedule drops experts by itself, without regard to the batch.
+        consolidates: some token's experts depend on the batch.
     """
 
     active: bool = False
+    drops: bool = False
+    consolidates: bool = False
     dynamic: bool = False
     uniform: np.ndarray | None = None
     width: np.ndarray | None = None
@@ -76,26 +80,35 @@ class EngineState:
     token_rows: torch.Tensor
     stats: RoutingStats
     always_on: bool
+    auto: AutoLevels
     rows: RowCache = field(default_factory=lambda: RowCache(ROW_CAPACITY))
     step: Step = field(default_factory=Step)
     layer_index: dict[int, int] = field(default_factory=dict)
     metrics: StepMetrics | None = None
+    consolidator: Consolidator | None = None
 
     @classmethod
     def create(
-        cls, shape: MoEShape, policy: Policy, default: ResolvedHint, device: str, max_tokens: int
+        cls,
+        shape: MoEShape,
+        policy: Policy,
+        default: ResolvedHint,
+        device: str,
+        max_tokens: int,
+        graph_sizes: Sequence[int] = (),
     ) -> EngineState:
         """Allocate the table for ``shape`` on ``device``; ``max_tokens`` is the longest forward pass.
+
+        ``graph_sizes``: batch sizes of the decode graphs that will be captured.
 
         Raises:
             PolicyError: the policy lets more schedules into one batch than the table has rows.
         """
-        most = (ROW_CAPACITY - 2) // 2 - len(policy.profiles)  # each may have two phases
-        if policy.max_live_schedules > most:
-            raise PolicyError("max_live_schedules", policy.max_live_schedules, f"an integer from 1 to {most}")
+        check_capacity(policy)
         dev = torch.device(device)
         layers = len(shape.moe_layer_ids)
         table = RoutingTable.allocate(ROW_CAPACITY, layers, dev)
+        consolidates = policy.consolidation
         ones = np.ones(layers, np.float32)
         zeros = np.zeros(layers, np.float32)
         for row, na in ((NONE_ROW, 0), (FULL_ROW, shape.top_k)):
@@ -110,9 +123,18 @@ class EngineState:
             stats=RoutingStats(
                 kept=torch.zeros(max_tokens, dtype=torch.int32, device=dev),
                 touched=torch.zeros((layers, shape.num_experts), dtype=torch.int32, device=dev),
+                filled=None if consolidates is None else torch.zeros(max_tokens, dtype=torch.int32, device=dev),
             ),
             always_on=dev.type != "cpu",
+            consolidator=None
+            if consolidates is None
+            else Consolidator.create(consolidates, ROW_CAPACITY, layers, shape.num_experts, dev, graph_sizes),
             layer_index={layer_id: i for i, layer_id in enumerate(shape.moe_layer_ids)},
+            auto=AutoLevels.of(policy, shape),
+            # Graphs are captured before the first step begins, and must hold every kernel that a step may need.
+            step=Step(active=True, drops=True, dynamic=True, consolidates=consolidates is not None)
+            if dev.type != "cpu"
+            else Step(),
         )
 
     def begin_step(self, plan: StepPlan | None, num_tokens: int, sample: bool = False) -> None:
@@ -122,7 +144,7 @@ class EngineState:
             RuntimeError: the pass is longer than the buffer that captured graphs point to.
         """
         for row, t in self.rows.take_pending():
-            self.table.write_row(row, t.na, t.min_ratio, t.top_p, t.min_na, t.rescale)
+            self._write_row(row, t)
         tables = {} if plan is None else plan.tables
         step = self.step
         step.index += 1
@@ -130,7 +152,11 @@ class EngineState:
         step.sample = sample
         step.uniform = None if self.always_on else self._uniform(plan)
         step.active = self.always_on or (bool(tables) and step.uniform is None)
-        step.dynamic = self.always_on or any(not t.is_static for t in tables.values())
+        step.dynamic = self.always_on or any(t.min_na.any() for t in tables.values())
+        step.consolidates = self.consolidator is not None and (
+            self.always_on or any(t.consolidates for t in tables.values())
+        )
+        step.drops = self.always_on or any(_drops(t) for t in tables.values())
         step.width = None if self.always_on else self._width(plan, tables)
         if sample:
             self.stats.touched.zero_()
@@ -154,7 +180,17 @@ class EngineState:
                 "lower --max-prefill-tokens"
             )
         self.token_rows = self.token_rows.new_full((num_tokens,), NONE_ROW)
-        self.stats = RoutingStats(kept=self.stats.kept.new_zeros(num_tokens), touched=self.stats.touched)
+        kept, filled = self.stats.kept.new_zeros(num_tokens), self.stats.filled
+        filled = None if filled is None else filled.new_zeros(num_tokens)
+        self.stats = RoutingStats(kept, self.stats.touched, filled)
+
+    def _write_row(self, row: int, schedule: LayerTable) -> None:
+        """Where a schedule consolidates, ``apply_skip`` leaves its tokens alone."""
+        joins = schedule.own_first > 0
+        na, rescale = np.where(joins, self.shape.top_k, schedule.na), np.where(joins, 1, schedule.rescale)
+        self.table.write_row(row, na, schedule.min_ratio, schedule.top_p, schedule.min_na, rescale)
+        if self.consolidator is not None:
+            self.consolidator.write_row(row, schedule)
 
     def _uniform(self, plan: StepPlan | None) -> np.ndarray | None:
         if plan is None or len(plan.tables) != 1:
@@ -170,6 +206,11 @@ class EngineState:
         if plan is None or not tables or FULL_ROW in plan.tokens_by_row:
             return None
         return np.max([t.na for t in tables.values()], axis=0)
+
+
+def _drops(table: LayerTable) -> bool:
+    plain = table.own_first == 0
+    return bool((plain & ((table.na < table.top_k) | (table.min_na > 0))).any())
 
 
 _state: EngineState | None = None

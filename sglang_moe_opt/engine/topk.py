@@ -114,18 +114,31 @@ def drop_slots(
             f"sglang-moe-opt: layer {state.shape.moe_layer_ids[layer]} routes inside a fused kernel, so expert "
             "skipping cannot reach it; start the server with --moe-runner-backend triton"
         )
-    apply_skip(
-        weights,
-        ids,
-        _choice(topk_config, router_logits),
-        state.token_rows,
-        state.table,
-        layer,
-        logical_ids=logical_ids,
-        num_shared=num_shared,
-        stats=state.stats,
-        dynamic=state.step.dynamic,
-    )
+    choice = _choice(topk_config, router_logits)
+    consolidator = state.consolidator if state.step.consolidates else None
+    if consolidator is not None and len(ids) > consolidator.longest:
+        consolidator = None
+    if consolidator is None or state.step.drops:
+        apply_skip(
+            weights,
+            ids,
+            choice,
+            state.token_rows,
+            state.table,
+            layer,
+            logical_ids=logical_ids,
+            num_shared=num_shared,
+            stats=state.stats if consolidator is None else None,
+            dynamic=state.step.dynamic,
+            scale=_scale(topk_config),
+        )
+    if consolidator is not None:
+        consolidator.apply(weights, ids, choice, state.token_rows, layer, topk_config, logical_ids, state.stats)
+
+
+def _scale(config: Any) -> float:
+    """The factor that this router puts into its weights; elsewhere the experts' output is scaled."""
+    return float(config.routed_scaling_factor or 1.0) if config.apply_routed_scaling_factor_on_output else 1.0
 
 
 def _choice(config: Any, router_logits: Tensor) -> Choice:

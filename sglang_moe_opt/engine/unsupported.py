@@ -11,6 +11,10 @@ RUNNER_BACKENDS = ("auto", "triton", "deep_gemm")
 Refusal = tuple[str, Callable[[Any], Any], str]
 """A field of the server's arguments, whether its value is refused, and what to do instead."""
 
+ServerFields = tuple[str, ...]
+"""Names of fields of the server's arguments. `moe-opt doctor --compat` finds them by this annotation: a field that is
+gone upstream would read as None, and what it switches on would no longer be refused."""
+
 OTHER_BACKENDS: Refusal = (
     "moe_runner_backend",
     lambda v: v is not None and str(v) not in RUNNER_BACKENDS,

@@ -10,9 +10,9 @@ from sglang_moe_opt.engine import state as engine_state
 from sglang_moe_opt.engine.calibration import CALIBRATE_ENV
 from sglang_moe_opt.engine.pruning.active import load_pruning
 from sglang_moe_opt.engine.pruning.check import CHECKED_ENV
-from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV
+from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, LOG_ENV, PRUNE_ENV
 
-OURS = (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, PRUNE_ENV, CHECKED_ENV, CALIBRATE_ENV)
+OURS = (CONFIG_ENV, DEFAULT_ENV, ISOLATION_ENV, LOG_ENV, PRUNE_ENV, CHECKED_ENV, CALIBRATE_ENV)
 
 
 @pytest.fixture(autouse=True)

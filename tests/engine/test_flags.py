@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sglang_moe_opt.engine import flags, unsupported
-from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, PRUNE_ENV, Settings
+from sglang_moe_opt.engine.settings import CONFIG_ENV, DEFAULT_ENV, LOG_ENV, PRUNE_ENV, Settings
 
 server_args = pytest.importorskip("sglang.srt.server_args")
 
@@ -156,3 +156,11 @@ def test_a_missing_file_and_an_unknown_default(
     assert "default: got 'slow'" in refusal(capsys)
     monkeypatch.setenv(CONFIG_ENV, "/nowhere/policy.yaml")
     assert "policy file: got '/nowhere/policy.yaml'" in refusal(capsys)
+
+
+def test_the_format_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags.from_cli_args(object, argparse.Namespace(moe_opt_log="json"))
+    assert (os.environ[LOG_ENV], Settings.from_env().log) == ("json", "json")
+    flags.prepare_server_args(parse(), [])
+    monkeypatch.setenv(LOG_ENV, "xml")
+    assert refusal(capsys) == f"error: --moe-opt-log ({LOG_ENV}): got 'xml', allowed: text or json\n"

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from sglang_moe_opt import sglang_version
+from sglang_moe_opt.compat.calls import calls
 from sglang_moe_opt.engine import hooks, plugin
 from sglang_moe_opt.engine.calibration.hooks import HOOKS as CALIBRATION_HOOKS
+from sglang_moe_opt.engine.cpu.hooks import HOOKS as CPU_HOOKS
 from sglang_moe_opt.engine.hooks import HOOKS, Hook
 
 registry = pytest.importorskip("sglang.srt.plugins.hook_registry")
@@ -29,24 +32,14 @@ def hook_function(hook: Hook) -> Callable[..., Any]:
     return function
 
 
-def calls(function: Callable[..., Any]) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """The ways to call a function: fewest arguments, all by position, all by name. ``self`` and ``cls`` have none."""
-    parameters = inspect.signature(function).parameters.values()
-    ordered = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    named = {p.name: p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    required = {p.name: p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    yield [p.name for p in ordered if p.default is p.empty], required
-    yield [p.name for p in ordered], named
-    receiver = [p.name for p in ordered[:1] if p.name in ("self", "cls")]
-    yield receiver, {p.name: p.name for p in ordered[len(receiver) :]} | named
-
-
-@pytest.mark.parametrize("hook", (*HOOKS, *CALIBRATION_HOOKS), ids=lambda hook: hook.target.removeprefix("sglang.srt."))
+@pytest.mark.parametrize(
+    "hook", (*HOOKS, *CALIBRATION_HOOKS, *CPU_HOOKS), ids=lambda hook: hook.target.removeprefix("sglang.srt.")
+)
 def test_a_hook_fits_what_it_hooks(hook: Hook) -> None:
     assert not isinstance(hooks._resolve(hook.target), type)
     signature = inspect.signature(hook_function(hook))
     first = {"AFTER": ["result"], "AROUND": ["original"], "BEFORE": []}[hook.kind]
-    for args, kwargs in calls(target_function(hook)):
+    for args, kwargs in calls(inspect.signature(target_function(hook))):
         bound = signature.bind(*first, *args, **kwargs).arguments
         # what has the same name on both sides holds the same thing
         for name, value in bound.items():
@@ -123,6 +116,64 @@ def test_a_broken_plugin_ends_a_configured_server_and_nobody_elses(monkeypatch: 
     monkeypatch.setenv("SGLANG_MOE_OPT_CONFIG", "builtin")
     with pytest.raises(SystemExit, match=r"error: sglang-moe-opt cannot be loaded: .*no such place"):
         plugin.register()
+
+
+def test_nothing_is_registered_where_nothing_is_hooked(framework: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process that SGLang calls its detokenizer, before it loads plugins."""
+    from sglang.srt.managers import detokenizer_manager
+
+    class Loaded(Exception):
+        pass
+
+    def load_plugins() -> None:
+        plugin.register()
+        raise Loaded
+
+    title = ["python"]
+    monkeypatch.setattr(detokenizer_manager, "load_plugins", load_plugins)
+    monkeypatch.setattr(detokenizer_manager, "kill_itself_when_parent_died", lambda: None)
+    monkeypatch.setattr("setproctitle.setproctitle", lambda given: title.__setitem__(0, given))
+    monkeypatch.setattr("setproctitle.getproctitle", lambda: title[0])
+    with pytest.raises(Loaded):
+        detokenizer_manager.run_detokenizer_process(None, None)
+    assert not framework._hooks
+    assert not any("detokenizer" in hook.target for hook in (*HOOKS, *CALIBRATION_HOOKS, *CPU_HOOKS))
+
+
+@pytest.mark.parametrize("version", ["0.5.22", "0.5.24", "0.5.23.post1", "0.5.23rc1", "unknown", None])
+def test_another_sglang_is_refused_where_something_is_configured(
+    framework: Any, monkeypatch: pytest.MonkeyPatch, version: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sglang_version, "installed_version", lambda: version)
+    monkeypatch.setattr("sys.argv", ["sglang", "serve", "--model-path", "m"])
+    plugin.register()  # SGLang as it is, without our hooks
+    assert not framework._hooks
+    assert "SGLang is left as it is" in caplog.text
+    found = "none is installed" if version is None else f"found {version}"
+    message = rf"^error: sglang-moe-opt [\d.]+ works with sglang {sglang_version.SUPPORTED}, {found}: pip install "
+    monkeypatch.setattr("sys.argv", ["sglang", "serve", "--moe-opt-config=policy.yaml"])
+    with pytest.raises(SystemExit, match=message):
+        plugin.register()
+    monkeypatch.setattr("sys.argv", ["sglang"])
+    monkeypatch.setenv("SGLANG_MOE_OPT_SKIP_DEFAULT", "fast")
+    with pytest.raises(SystemExit, match=message):
+        plugin.register()
+
+
+@pytest.mark.parametrize("version", ["0.5.23", "0.5.23+cu130"])
+def test_builds_of_the_supported_version_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(sglang_version, "installed_version", lambda: version)
+    assert sglang_version.refusal() is None
+
+
+def test_the_plugin_knows_our_flags(framework: Any) -> None:
+    import argparse
+
+    from sglang_moe_opt.engine.flags import add_cli_args
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_cli_args(None, parser)
+    assert set(plugin.FLAGS) == {action.option_strings[0] for action in parser._actions}
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

@@ -63,7 +63,7 @@ def test_a_policys_plan_lies_relative_to_it_and_the_flag_wins(tmp_path: Path, mo
         assert Settings(config, None).plan_file() is None
 
 
-def test_consolidation_is_refused(tmp_path: Path) -> None:
+def test_a_policy_may_consolidate(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("consolidation: {k0: 2, max_batch: 8}")
-    with pytest.raises(PolicyError, match="consolidation: got"):
-        Settings(str(tmp_path / "policy.yaml"), None).load_policy()
+    consolidation = Settings(config=str(tmp_path / "policy.yaml"), default_profile=None).load_policy().consolidation
+    assert consolidation is not None and consolidation.k0 == 2

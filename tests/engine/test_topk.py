@@ -204,7 +204,11 @@ def test_the_full_model_is_untouched(router: dict[str, Any]) -> None:
 def call(original: Callable[..., Any], layer_id: int = LAYER, num_shared: int = 0, logits: Tensor = LOGITS) -> Any:
     """The hook by itself."""
     config = SimpleNamespace(
-        num_shared_topk_slots=num_shared, correction_bias=None, use_grouped_topk=False, scoring_func="softmax"
+        num_shared_topk_slots=num_shared,
+        correction_bias=None,
+        use_grouped_topk=False,
+        scoring_func="softmax",
+        apply_routed_scaling_factor_on_output=False,
     )
     ids = torch.arange(TOP_K + num_shared).repeat(NUM_TOKENS, 1)
     return post_process_topk_ids(original, ids, torch.ones(ids.shape), config, logits, layer_id)

@@ -14,6 +14,7 @@ from sglang_moe_opt.engine.calibration import CALIBRATE_ENV
 from sglang_moe_opt.engine.calibration.recorder import Recorder
 from sglang_moe_opt.engine.hooks import Hook, verify_applied
 from sglang_moe_opt.engine.setup import model_shape
+from sglang_moe_opt.engine.unsupported import ServerFields
 from sglang_moe_opt.model_shape import MoEShape
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ HOOKS = (
     ),
 )
 
-_ONE = ("tp_size", "pp_size", "ep_size", "dp_size", "attn_cp_size")
-_OFF = ("enable_two_batch_overlap", "speculative_algorithm", "enable_eplb", "enable_lora")
+_ONE: ServerFields = ("tp_size", "pp_size", "ep_size", "dp_size", "attn_cp_size")
+_OFF: ServerFields = ("enable_two_batch_overlap", "speculative_algorithm", "enable_eplb", "enable_lora")
 
 _recorder: Recorder | None = None
 _layer: tuple[Any, Any] | None = None

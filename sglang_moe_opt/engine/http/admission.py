@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sglang_moe_opt.engine.http.middleware import current_request
-from sglang_moe_opt.engine.http.tokenizer import HINT_KEY, Resolver, get_resolver
+from sglang_moe_opt.engine.events import request_refused
+from sglang_moe_opt.engine.http.resolver import HINT_KEY, Resolver, get_resolver
+from sglang_moe_opt.engine.http.scope import current_request
+from sglang_moe_opt.engine.http.tokenizer import has_session
 from sglang_moe_opt.hints import FIELD, HintError
 
 
@@ -19,6 +21,7 @@ async def serve_generate_request(original: Callable[..., Awaitable[Any]], obj: A
         except HintError as error:
             from sglang.srt.entrypoints.http_server import ORJSONResponse
 
+            request_refused(error)
             content = {"error": {"message": str(error), "param": error.field, "code": error.status}}
             return ORJSONResponse(content, status_code=error.status, headers=_retry_after(error))
     return await original(obj, request)
@@ -34,7 +37,7 @@ def _admit_generate(resolver: Resolver, obj: Any) -> None:
             admitted.append(one)
             continue
         before = one.get("custom_params")
-        after = _admit(resolver, before)
+        after = _admit(resolver, before, has_session(obj))
         _refuse_sessions(obj, before)
         admitted.append(one if after is before else {**one, "custom_params": after})
     obj.sampling_params = admitted if isinstance(params, list) else admitted[0]
@@ -47,10 +50,11 @@ async def handle_openai_request(
     resolver = get_resolver()
     if resolver is not None and hasattr(request, "custom_params"):
         try:
-            params = _admit(resolver, request.custom_params)
+            params = _admit(resolver, request.custom_params, has_session(request))
             _refuse_sessions(request, request.custom_params)
             request.custom_params = params
         except HintError as error:
+            request_refused(error)
             response = serving.create_error_response(
                 str(error), err_type="BadRequestError", status_code=error.status, param=error.field
             )
@@ -59,9 +63,9 @@ async def handle_openai_request(
     return await original(serving, request, raw_request)
 
 
-def _admit(resolver: Resolver, custom_params: Any) -> Any:
+def _admit(resolver: Resolver, custom_params: Any, in_session: bool) -> Any:
     scope = current_request()
-    params, hint = resolver.admit(custom_params, scope.header if scope else None)
+    params, hint = resolver.admit(custom_params, scope.header if scope else None, in_session=in_session)
     if scope is not None:
         scope.admit(resolver.live, hint)
     return params
@@ -69,7 +73,7 @@ def _admit(resolver: Resolver, custom_params: Any) -> Any:
 
 def _refuse_sessions(request: Any, custom_params: Any) -> None:
     """A session continues on the KV cache of its earlier turns, whatever schedule those ran under."""
-    if not getattr(request, "session_params", None):
+    if not has_session(request):
         return
     scope = current_request()
     if isinstance(custom_params, dict) and HINT_KEY in custom_params:

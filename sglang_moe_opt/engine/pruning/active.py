@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_moe_opt.engine.settings import PRUNE_ENV, Settings
 from sglang_moe_opt.model_shape import MoEShape, read_config
-from sglang_moe_opt.plan import PLAN_KEY, GateMode, PrunePlan
+from sglang_moe_opt.plan import PLAN_KEY, GateMode, PlanError, PrunePlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,19 @@ def get_pruning() -> Pruning | None:
 
 
 def stored_plan(model: Path) -> Path | None:
-    """The plan that a checkpoint's folder was written under; None where it was not, or is no folder."""
+    """The plan that a checkpoint's folder was written under; None where it was not, or is no folder.
+
+    Raises:
+        PlanError: the config names a file outside the folder: a checkpoint may come from anywhere.
+    """
     if not (model / "config.json").is_file():
         return None
     name = read_config(model).get(PLAN_KEY)
-    return None if name is None else model / str(name)
+    if name is None:
+        return None
+    if not isinstance(name, str) or name in ("", ".", "..") or name != Path(name).name or "\0" in name:
+        raise PlanError(PLAN_KEY, name, "the name of a file beside config.json", str(model / "config.json"))
+    return model / name
 
 
 def adopt_stored_plan(model: str) -> None:

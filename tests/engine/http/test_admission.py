@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from sglang_moe_opt.engine.http import middleware, tokenizer
+from sglang_moe_opt.engine.http import resolver as resolver_module
+from sglang_moe_opt.engine.http import scope as scope_module
 from sglang_moe_opt.engine.http.admission import handle_openai_request, serve_generate_request
-from sglang_moe_opt.engine.http.middleware import RequestScope
-from sglang_moe_opt.engine.http.tokenizer import Resolver
+from sglang_moe_opt.engine.http.resolver import Resolver
+from sglang_moe_opt.engine.http.scope import RequestScope
 from sglang_moe_opt.engine.request import WIRE_KEY
 from tests.engine.stand_ins import POLICY, SHAPE, hint
 
@@ -31,7 +32,7 @@ SERVING = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver.create(POLICY, SHAPE)
-    monkeypatch.setattr(tokenizer, "_resolver", resolver)
+    monkeypatch.setattr(resolver_module, "_resolver", resolver)
     return resolver
 
 
@@ -39,9 +40,9 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 def scope() -> Iterator[RequestScope]:
     """The HTTP request under way."""
     scope = RequestScope(header=None)
-    token = middleware._current.set(scope)
+    token = scope_module.current.set(scope)
     yield scope
-    middleware._current.reset(token)
+    scope_module.current.reset(token)
 
 
 def generate(sampling_params: Any, **more: Any) -> Any:
@@ -172,7 +173,7 @@ def test_a_session_without_a_hint_runs() -> None:
 
 
 def test_without_a_resolver_everything_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "_resolver", None)
+    monkeypatch.setattr(resolver_module, "_resolver", None)
     params = {"custom_params": {"moe_skip": "no such profile"}}
     assert generate(params) is params
     assert openai(**params).custom_params == params["custom_params"]

@@ -10,7 +10,8 @@ import pytest
 
 from sglang_moe_opt.engine.http import middleware
 from sglang_moe_opt.engine.http.live import LiveSchedules
-from sglang_moe_opt.engine.http.middleware import MoESkipMiddleware, current_request, setup_http_server
+from sglang_moe_opt.engine.http.middleware import MoESkipMiddleware, setup_http_server
+from sglang_moe_opt.engine.http.scope import current_request
 from sglang_moe_opt.engine.settings import CONFIG_ENV
 from tests.engine.stand_ins import hint
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from sglang_moe_opt.engine.http import resolver as resolver_module
 from sglang_moe_opt.engine.http import tokenizer
-from sglang_moe_opt.engine.http.tokenizer import Resolver, describe
+from sglang_moe_opt.engine.http.resolver import Resolver, get_resolver
+from sglang_moe_opt.engine.http.tokenizer import describe
 from sglang_moe_opt.engine.request import WIRE_KEY
 from sglang_moe_opt.engine.settings import CONFIG_ENV
 from sglang_moe_opt.hints import HintError, ResolvedHint
@@ -25,7 +27,7 @@ io_struct = pytest.importorskip("sglang.srt.managers.io_struct")
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     resolver = Resolver.create(POLICY, SHAPE)
-    monkeypatch.setattr(tokenizer, "_resolver", resolver)
+    monkeypatch.setattr(resolver_module, "_resolver", resolver)
     yield resolver
 
 
@@ -116,10 +118,10 @@ def test_the_manager_knows_policy_and_model_only_where_skipping_is_configured(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer.tokenizer_manager_init(None, manager())
-    assert tokenizer.get_resolver() is None
+    assert get_resolver() is None
     monkeypatch.setenv(CONFIG_ENV, "builtin")
     tokenizer.tokenizer_manager_init(None, manager())
-    made = tokenizer.get_resolver()
+    made = get_resolver()
     assert made is not None
     assert made.shape.moe_layer_ids == (1, 2) and made.default.is_full
 
@@ -216,7 +218,7 @@ def test_a_reader_that_stops_early_closes_the_response(resolver: Resolver) -> No
 def test_answers_are_untouched_where_there_is_no_schedule(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding = SimpleNamespace(sampling_params=None)
     assert "moe_skip" not in collect(tokenizer.wait_one_response(answers([]), "manager", embedding))[0]["meta_info"]
-    monkeypatch.setattr(tokenizer, "_resolver", None)
+    monkeypatch.setattr(resolver_module, "_resolver", None)
     plain = SimpleNamespace(sampling_params={})
     assert "moe_skip" not in collect(tokenizer.wait_one_response(answers([]), "manager", plain))[0]["meta_info"]
 

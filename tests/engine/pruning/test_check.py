@@ -18,7 +18,7 @@ from sglang_moe_opt.engine.pruning.active import load_pruning
 from sglang_moe_opt.engine.pruning.check import CHECKED_ENV, REFUSED, check_layout, check_once, check_plan, check_server
 from sglang_moe_opt.engine.settings import PRUNE_ENV
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PrunePlan
+from sglang_moe_opt.plan import PLAN_FILE, PLAN_KEY, PlanError, PrunePlan
 from tests.engine.pruning.small_checkpoint import EXPERTS, tensors, write_checkpoint, write_plan
 
 server_args = pytest.importorskip("sglang.srt.server_args")
@@ -240,3 +240,10 @@ def test_a_server_ends_with_one_line(
         out, err = capsys.readouterr()
         assert caught.value.code == 2 and out == ""
         assert err.startswith(message) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["../plan.json", "/etc/hostname", "a/b.json", "", ".", "..", 3, ["plan.json"], "a\0"])
+def test_a_checkpoint_names_no_file_outside_its_folder(tmp_path: Path, name: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({PLAN_KEY: name}))
+    with pytest.raises(PlanError, match=r"moe_prune_plan: got .*allowed: the name of a file beside config.json"):
+        adopt_stored_plan(str(tmp_path))
