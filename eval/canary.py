@@ -32,6 +32,10 @@ tenth otherwise: in 16 bits near-tied experts swap, which moves single tokens by
 PRUNED_SHARE: Final = 5
 """Under a plan the average may be a fifth in 16 bits: mini-v3 with a random half of its experts differs by 0.083 nats.
 A plan that is not applied moves the average by 0.3 nats and more on the mini models."""
+PRUNED_MOST: Final = 2
+"""Under a plan a single token may differ by twice as much in 16 bits: a model with a hole finds more of the text
+unlikely, and an expert that swaps moves an unlikely token far. mini-v3 with the half of highest soft count: 0.873 nats
+at one token, 0.088 on average."""
 _REFERENCE_BYTES: Final = 6 << 30
 """Larger checkpoints are not loaded beside the server to compare with."""
 
@@ -166,11 +170,14 @@ def _compare(served: ServedModel, ids: list[int], full: list[float]) -> tuple[fl
     dtype = served.dtype if served.dtype in TOLERANCES else str(served.config.get("dtype") or "bfloat16")
     allowed = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
     share = 2 if dtype == "float32" else PRUNED_SHARE if served.plan else 10
-    if largest > allowed or mean > allowed / share:
+    limit = allowed / share
+    if served.plan and dtype != "float32":
+        allowed *= PRUNED_MOST
+    if largest > allowed or mean > limit:
         under = f" under the plan {served.plan.name}" if served.plan else ""
         raise EndpointError(
             f"{served.url}: log-probabilities differ from Hugging Face's on the same weights{under} by {largest:.3g} "
-            f"at most and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most"
+            f"at most and {mean:.3g} on average; allowed for {dtype}: {allowed:g} at most, {limit:g} on average"
         )
     return largest, mean, None
 

@@ -11,7 +11,7 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,14 +146,33 @@ def next_word_items(documents: Sequence[Document]) -> list[WordItem]:
 
 def text_items(documents: Sequence[Document]) -> list[TextItem]:
     """All held-out running text in pieces of up to `PIECE_BYTES`, cut before white space."""
-    items = [
-        TextItem(document.source, piece)
-        for document in documents
-        if document.source in TEXT_SOURCES
-        for piece in _pieces(document.text)
-    ]
-    random.Random(_SEED).shuffle(items)
-    return items
+    return _text_items((document.source, document.text) for document in running_text(documents))
+
+
+def second_half_items(documents: Sequence[Document]) -> list[TextItem]:
+    """As `text_items`, of the second halves alone: for judging what was chosen on `first_halves`."""
+    return _text_items((document.source, halves(document.text)[1]) for document in running_text(documents))
+
+
+def first_halves(documents: Sequence[Document]) -> list[str]:
+    """The first half of every document of running text, to search and calibrate on; none that is empty."""
+    return [half for document in running_text(documents) if (half := halves(document.text)[0])]
+
+
+def running_text(documents: Sequence[Document]) -> list[Document]:
+    """The documents that are running text, in their order."""
+    return [document for document in documents if document.source in TEXT_SOURCES]
+
+
+def halves(text: str) -> tuple[str, str]:
+    """Two parts that join to the text, cut before the white space nearest to its middle, in characters.
+
+    Text without white space behind its first character is cut in the middle.
+    """
+    middle = len(text) // 2
+    spaces = (match.start() for match in re.finditer(r"\s+", text) if match.start() > 0)
+    cut = min(spaces, key=lambda at: abs(at - middle), default=middle)
+    return text[:cut], text[cut:]
 
 
 def _is_content_word(word: str) -> bool:
@@ -205,6 +224,13 @@ def _place(number: int, right: str, others: Sequence[str]) -> tuple[tuple[str, .
     """All choices and where the right one is: its place goes round, so that every place is right equally often."""
     label = number % CHOICES
     return (*others[:label], right, *others[label:]), label
+
+
+def _text_items(texts: Iterable[tuple[str, str]]) -> list[TextItem]:
+    """Pieces of (source, text), shuffled."""
+    items = [TextItem(source, piece) for source, text in texts for piece in _pieces(text)]
+    random.Random(_SEED).shuffle(items)
+    return items
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -145,7 +145,7 @@ def _entry(one: Labelled, resolved: ResolvedHint) -> ScheduleEntry:
         hint=one.hint,
         mean_na=table.mean_na,
         layers=table.na.tolist(),
-        dynamic=not table.is_static,
+        dynamic=not table.is_static or bool(resolved.levels),
     )
 
 

@@ -40,7 +40,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the pieces and of the sample.")] = 0,
     dtype: Annotated[str, typer.Option(help="Number format of the server: auto is the checkpoint's.")] = "auto",
     data_dir: Annotated[
-        Path | None, typer.Option(envvar=DATA_ENV, help="Raw data of the training text, for --corpus reference.")
+        Path | None, typer.Option(envvar=DATA_ENV, help="Raw data, for --corpus reference and heldout.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

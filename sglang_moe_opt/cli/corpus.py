@@ -1,4 +1,4 @@
-"""The option `--corpus`: text files, or what a reference model was trained on."""
+"""The option `--corpus`: text files, what a reference model was trained on, or text that it never saw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 REFERENCE: Final = "reference"
 """Corpus name: what a reference model was trained on; `reference:gloss,boolq` = these sources of it."""
-CORPUS_HELP: Final = "Text or JSONL file, a folder of them, or 'reference', the mini models' training text."
+HELDOUT: Final = "heldout"
+"""Corpus name: the first half of every text that was held out from the reference models; the rest is for judging."""
+CORPUS_HELP: Final = (
+    "Text or JSONL file, a folder of them, 'reference', the mini models' training text, or 'heldout', text they never "
+    "saw."
+)
 
 
 def read_corpus(
@@ -19,9 +24,9 @@ def read_corpus(
     """The text that `--corpus` names, cut into pieces of at most `piece` tokens, `tokens` of it in all.
 
     Args:
-        corpus: text or JSONL file, a folder of them, or REFERENCE.
+        corpus: text or JSONL file, a folder of them, REFERENCE, or HELDOUT.
         model: folder or hub id, for its tokenizer.
-        data_dir: raw data of the reference models' training text; None is beside the repository.
+        data_dir: raw data of the reference models' text; None is beside the repository.
         vocab_size: token ids must be below.
         piece: most tokens of a piece.
         tokens: of all pieces.
@@ -40,6 +45,8 @@ def read_corpus(
 
         chosen = sources.split(",") if sources else ()
         documents = list(training_texts(Path(model), data_dir or DEFAULT_DATA_DIR, chosen, seed))
+    elif corpus == HELDOUT:
+        documents = list(_heldout(data_dir))
     else:
         documents = list(read_documents(Path(corpus)))
     tokenizer = _tokenizer(model) if any(isinstance(one, str) for one in documents) else None
@@ -59,6 +66,17 @@ def read_corpus(
         tokens=tokens,
         seed=seed,
     )
+
+
+def _heldout(data_dir: Path | None) -> list[str]:
+    """What HELDOUT names. Raises ValueError where the raw data is missing."""
+    from eval.heldout import first_halves, load_heldout
+    from eval.reference_models.recipe import DEFAULT_DATA_DIR
+
+    try:
+        return first_halves(load_heldout(data_dir or DEFAULT_DATA_DIR))
+    except OSError as error:
+        raise ValueError(f"--data-dir: {error.filename}: {error.strerror}; held-out text is made from it") from None
 
 
 def _tokenizer(model: str) -> Any:

@@ -18,6 +18,7 @@ from sglang_moe_opt.checkpoint_id import fingerprint
 from sglang_moe_opt.cli.prune_distill import distill
 from sglang_moe_opt.cli.prune_export import export
 from sglang_moe_opt.cli.prune_refine import refine
+from sglang_moe_opt.cli.prune_sensitivity import sensitivity as measure_sensitivity
 from sglang_moe_opt.cli.serve import resolve_model
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.files import sha256_of
@@ -33,6 +34,7 @@ prune_app = typer.Typer(help="Models with fewer experts.", no_args_is_help=True)
 prune_app.command("export")(export)
 prune_app.command("refine")(refine)
 prune_app.command("distill")(distill)
+prune_app.command("sensitivity")(measure_sensitivity)
 
 
 @prune_app.callback()

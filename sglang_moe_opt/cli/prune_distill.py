@@ -14,6 +14,7 @@ import typer
 from sglang_moe_opt.cli.corpus import CORPUS_HELP, read_corpus
 from sglang_moe_opt.cli.eval import DATA_ENV
 from sglang_moe_opt.cli.prune_export import checked_plan, local_checkpoint
+from sglang_moe_opt.progress import step_progress
 
 if TYPE_CHECKING:
     from sglang_moe_opt.pruning.distillation import Recipe, Report
@@ -34,7 +35,7 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the text.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two savings.")] = 25,
     data_dir: Annotated[
-        Path | None, typer.Option(envvar=DATA_ENV, help="Raw data of the training text, for --corpus reference.")
+        Path | None, typer.Option(envvar=DATA_ENV, help="Raw data, for --corpus reference and heldout.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -92,22 +93,15 @@ def distill(
 @contextmanager
 def _shown(recipe: Recipe, reports: list[Report], *, hidden: bool) -> Iterator[Callable[[Report], None]]:
     """A bar over the steps, and a line for each measurement; reports are collected too."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, quiet=hidden)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
-        line = bar.add_task("steps", total=recipe.steps)
+    with step_progress("steps", recipe.steps, shown=not hidden) as bar:
 
         def report(one: Report) -> None:
             reports.append(one)
             if one.heldout is not None:
-                console.print(
+                bar.say(
                     f"step {one.step}: KL divergence from the full model {one.divergence:.4f} nats, "
-                    f"on text not trained on {one.heldout:.4f}",
-                    highlight=False,
+                    f"on text not trained on {one.heldout:.4f}"
                 )
-            bar.update(line, completed=one.step)
+            bar.reach(one.step)
 
         yield report

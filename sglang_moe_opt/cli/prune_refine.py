@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sglang_moe_opt.cli.prune_export import checked_plan, local_checkpoint
+from sglang_moe_opt.progress import step_progress
 
 if TYPE_CHECKING:
     from sglang_moe_opt.plan import PrunePlan
@@ -58,34 +60,31 @@ def refine(
         "digest": refined.digest,
         "method": refined.method,
         "tensors": len(tensors),
-        "layers": [vars(fit) for fit in fits],
+        "layers": [_fit_object(fit) for fit in fits],
         "seconds": round(time.monotonic() - start, 1),
     }
     typer.echo(json.dumps(result) if as_json else f"written to {out}, with {len(tensors)} tensors beside it")
 
 
+def _fit_object(fit: LayerFit) -> dict[str, Any]:
+    """JSON-ready; JSON has no NaN."""
+    return {**vars(fit), "heldout_error": None if math.isnan(fit.heldout_error) else fit.heldout_error}
+
+
 @contextmanager
 def _shown(plan: PrunePlan, how: Refinement, fits: list[LayerFit], *, hidden: bool) -> Iterator[Progress]:
     """A bar over the layers, and a line for each one that is compensated; fits are collected too."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     from sglang_moe_opt.pruning.refinement import Progress
 
-    console = Console(stderr=True, quiet=hidden)
     steps = len(plan.layers) * ((how.merge is not None) + how.compensate)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Bar(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
-        line = bar.add_task("layers", total=steps)
+    with step_progress("layers", steps, shown=not hidden) as bar:
 
         def fitted(fit: LayerFit) -> None:
             fits.append(fit)
-            console.print(
+            other = fit.heldout_error
+            bar.advance(
                 f"layer {fit.layer_id}: error {fit.error_before:.3f}, refitted {fit.error_after:.3f}, "
-                f"on text it did not see {fit.heldout_error:.3f}",
-                highlight=False,
+                + ("no other text" if math.isnan(other) else f"on text it did not see {other:.3f}")
             )
-            bar.advance(line)
 
-        yield Progress(layer=lambda _: bar.advance(line), fit=fitted)
+        yield Progress(layer=lambda _: bar.advance(), fit=fitted)

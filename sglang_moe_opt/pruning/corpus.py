@@ -96,7 +96,8 @@ def read_documents(path: Path) -> Iterator[Document]:
     elif path.is_file():
         files = [path]
     else:
-        raise ValueError(f"--corpus: {path} is not there; allowed: a text or JSONL file, a folder of them, 'reference'")
+        allowed = "a text or JSONL file, a folder of them, 'reference', 'heldout'"
+        raise ValueError(f"--corpus: {path} is not there; allowed: {allowed}")
     for file in files:
         try:
             raw = file.read_bytes()

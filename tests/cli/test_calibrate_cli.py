@@ -77,6 +77,7 @@ def test_bad_input_is_one_line(
     ("name", "message"),
     [
         ("reference", "--data-dir: no corpora folder in"),
+        ("heldout", "No such file or directory; held-out text is made from it"),
         ("none.txt", "none.txt is not there; allowed: a"),
     ],
 )

@@ -16,8 +16,10 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sglang_moe_opt.cli.main import run  # noqa: E402
+from sglang_moe_opt.cli.prune_refine import _fit_object  # noqa: E402
 from sglang_moe_opt.model_shape import MoEShape  # noqa: E402
 from sglang_moe_opt.plan import PrunePlan  # noqa: E402
+from sglang_moe_opt.pruning.compensation import LayerFit  # noqa: E402
 from sglang_moe_opt.pruning.corpus import Corpus  # noqa: E402
 from sglang_moe_opt.pruning.greedy import elimination_scores  # noqa: E402
 from sglang_moe_opt.pruning.moe_layer import MoELayer, Tensors  # noqa: E402
@@ -145,3 +147,8 @@ def test_bad_input_is_one_line_and_no_file(
     assert message in error
     assert "Traceback" not in error
     assert not out.parent.exists()
+
+
+def test_a_fit_without_other_text_is_json() -> None:
+    fitted = LayerFit(layer_id=1, error_before=0.3, error_after=0.1, heldout_error=float("nan"))
+    assert json.loads(json.dumps(_fit_object(fitted), allow_nan=False))["heldout_error"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,19 @@ def test_a_plan_is_checked_before_anything_is_started(
         assert run(["serve", "--dry-run", "--model", str(model), *options]) == 2
         err = capsys.readouterr().err
         assert err.startswith("moe-opt: error: ") and "fingerprint" in err and err.count("\n") == 1
+
+
+def test_torch_is_asked_for_a_gpu_only_where_there_is_a_driver(model: str) -> None:
+    code = (
+        "import ctypes, sys; from sglang_moe_opt.cli.main import run\n"
+        "real = ctypes.CDLL\n"
+        "def load(name, *more, **options):\n"
+        "    if name == 'libcuda.so.1' and not {driver}: raise OSError(name)\n"
+        "    return real(None if name == 'libcuda.so.1' else name, *more, **options)\n"
+        "ctypes.CDLL = load\n"
+        "sys.exit(run(['serve', '--dry-run', '--model', sys.argv[1]]) or 10 + ('torch' in sys.modules))"
+    )
+    for driver in (False, True):
+        command = [sys.executable, "-c", code.format(driver=driver), model]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 10 + driver, done.stderr

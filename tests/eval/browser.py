@@ -31,14 +31,14 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def open(self, file: Path, *, width: int, height: int = 900, scheme: str = "light") -> None:
-        """Load a file in a window of this width."""
+    def open(self, file: Path | str, *, width: int, height: int = 900, scheme: str = "light") -> None:
+        """Load a file, or an address, in a window of this width."""
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._loaded = False
-        self._call("Page.navigate", url=file.resolve().as_uri())
+        self._call("Page.navigate", url=file if isinstance(file, str) else file.resolve().as_uri())
         while not self._loaded:
             self._receive()
 

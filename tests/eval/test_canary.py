@@ -87,16 +87,29 @@ def test_other_weights_than_the_servers_are_noticed(model: Path, tmp_path: Path)
         check(folder, "none")
 
 
-@pytest.mark.parametrize(("is_pruned", "off", "passes"), [(False, 0.1, False), (True, 0.1, True), (True, 0.2, False)])
+@pytest.mark.parametrize(
+    ("is_pruned", "most", "mean", "passes"),
+    [
+        (False, 0.6, 0.06, True),
+        (False, 0.1, 0.1, False),
+        (False, 0.9, 0.06, False),
+        (True, 0.1, 0.1, True),
+        (True, 0.9, 0.09, True),
+        (True, 0.2, 0.2, False),
+        (True, 1.6, 0.09, False),
+    ],
+)
 def test_a_plan_may_differ_a_little_more_and_a_whole_model_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pruned: bool, off: float, passes: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pruned: bool, most: float, mean: float, passes: bool
 ) -> None:
     experts = {1: (0, 1)}
     plan = NamedPlan("half", tmp_path / "half.json", PrunePlan(model="0" * 32, num_experts=4, layers=experts))
     served = ServedModel("http://a", "m", "m", "m", "bfloat16", 64, {}, None, plan if is_pruned else None)
-    monkeypatch.setattr(canary, "_reference", lambda *_: ([-1.0, -2.0], None))
+    count = 101
+    others = (mean * count - most) / (count - 1)
+    monkeypatch.setattr(canary, "_reference", lambda *_: ([-2.0] * count, None))
     with nullcontext() if passes else pytest.raises(EndpointError, match="differ from Hugging Face's"):
-        canary._compare(served, [0, 1, 2], [-1.0 - off, -2.0 + off])
+        canary._compare(served, list(range(count + 1)), [-2.0 + most] + [-2.0 - others] * (count - 1))
 
 
 def test_the_address_of_no_server_is_named(model: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from eval.catalog import (
     ALL,
+    BY_NAME,
     HELDOUT,
     SIX,
     TASKS_DIR,
@@ -42,19 +43,21 @@ def info(name: str, **update: Any) -> TaskInfo:
 def test_names_and_groups() -> None:
     assert parse_tasks("six") == SIX
     assert parse_tasks("cloze, six,arc_easy") == ("cloze", *SIX)
-    assert set(parse_tasks("all")) == {path.stem for path in TASKS_DIR.glob("*.yaml")}
+    assert {*parse_tasks("all"), *BY_NAME} == {path.stem for path in TASKS_DIR.glob("*.yaml")}
+    assert not set(BY_NAME) & {*ALL, *parse_tasks("heldout,six")}
+    assert parse_tasks("bits_per_byte_second_half") == ("bits_per_byte_second_half",)
     with pytest.raises(FieldError, match="--tasks: got 'hellaswag', allowed: arc_challenge"):
         parse_tasks("arc_easy,hellaswag")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *BY_NAME])
 def test_every_task_says_how_it_is_scored(name: str) -> None:
     config = read_config(name)
     assert config["task"] == name
     about = info(name)
     assert about.score in {entry["metric"] for entry in config["metric_list"]}
     assert about.in_average == (name in SIX)
-    assert about.heldout == (name in HELDOUT)
+    assert about.heldout == (name in HELDOUT | BY_NAME)
     assert (about.items is None) == about.heldout
     assert about.chance is None or 0 <= about.chance <= 0.5
 
@@ -94,15 +97,15 @@ def test_requests_are_those_of_lm_evals_own_task(name: str, data_folder: Path) -
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", sorted(HELDOUT))
+@pytest.mark.parametrize("name", sorted(HELDOUT | BY_NAME))
 def test_held_out_tasks_load(name: str, data_folder: Path) -> None:
     task = load_task(name, data_folder)
     task.task.build_all_requests(limit=3, rank=0, world_size=1)
-    item = HELDOUT[name](_heldout(data_folder))[0]
+    item = (HELDOUT | BY_NAME)[name](_heldout(data_folder))[0]
     arguments = [one.args for one in task.task.instances if one.doc_id == 0]
     if name in ("cloze", "gloss"):
         assert arguments == item.pairs
-    elif name == "bits_per_byte":
+    elif name.startswith("bits_per_byte"):
         assert arguments == [(item.text,)]
     else:
         assert arguments[0][0] == item.context

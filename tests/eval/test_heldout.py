@@ -17,9 +17,12 @@ from eval.heldout import (
     NEXT_WORD_ITEMS,
     PIECE_BYTES,
     cloze_items,
+    first_halves,
     gloss_items,
+    halves,
     load_heldout,
     next_word_items,
+    second_half_items,
     text_items,
 )
 from eval.reference_models.sources import TEXT_SOURCES, Document, text_groups
@@ -40,7 +43,7 @@ def training_text(data_folder: Path, documents: list[Document]) -> str:
 
 
 def test_items_are_the_same_each_time(documents: list[Document]) -> None:
-    for build in (cloze_items, gloss_items, next_word_items, text_items):
+    for build in (cloze_items, gloss_items, next_word_items, text_items, second_half_items):
         assert build(documents) == build(list(documents))
 
 
@@ -146,3 +149,42 @@ def test_pieces_join_to_their_document() -> None:
     assert sorted(item.text for item in items if item.text.startswith("one"))
     assert sum(len(item.text) for item in items) == len(text)
     assert all(not item.text[0].isalpha() or item.text.startswith(("one", "x")) for item in items)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("one two three four", "one two"),
+        ("a bcdefgh ijk", "a bcdefgh"),
+        ("one\n\n two", "one"),
+        (" wordwithoutanyspace", " wordwitho"),
+        ("abcdef", "abc"),
+        ("x", ""),
+        ("", ""),
+    ],
+)
+def test_halves_are_cut_before_the_white_space_nearest_to_the_middle(text: str, first: str) -> None:
+    assert halves(text) == (first, text[len(first) :])
+
+
+def test_halves_of_every_document_join_to_it_and_share_nothing(documents: list[Document]) -> None:
+    whole = [document.text for document in documents if document.source in TEXT_SOURCES]
+    first, second = first_halves(documents), [halves(text)[1] for text in whole]
+    assert [a + b for a, b in zip(first, second, strict=True)] == whole
+    share = sum(map(len, first)) / sum(map(len, whole))
+    assert share == pytest.approx(0.5, abs=0.002)
+    for item in second_half_items(documents):
+        assert any(item.text in half for half in second)
+        # Lines such as a speech's "(Applause.)" are in many places; no piece of some length is in both halves.
+        assert len(item.text) < 200 or not any(item.text in half for half in first)
+
+
+def test_the_judging_task_has_all_second_halves_and_nothing_else(documents: list[Document]) -> None:
+    second = Counter[str]()
+    for document in documents:
+        if document.source in TEXT_SOURCES:
+            second[document.source] += len(halves(document.text)[1])
+    found = Counter[str]()
+    for item in second_half_items(documents):
+        found[item.source] += len(item.text)
+    assert found == second
