@@ -6,9 +6,7 @@ targets are looked up in the source, so that the answer takes a second.
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -18,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from sglang_moe_opt.compat.reliance import read_hooks
+from sglang_moe_opt.compat.source import Source, SourceError
+from sglang_moe_opt.compat.symbols import find
 from sglang_moe_opt.patches import PatchError, PatchSet, SourceTree
+from sglang_moe_opt.sglang_version import SUPPORTED, is_supported
 
 State = Literal["ok", "warn", "fail"]
 
@@ -29,8 +31,8 @@ PLUGIN: Final = "moe_opt"
 SERVER_GB: Final = 4.2
 PYTHONS: Final = ((3, 11), (3, 13))
 
-# Tested versions. Another SGLang is refused; another version of the rest may work.
-PINS: Final[dict[str, str]] = {"sglang": "0.5.23", "lm-eval": "0.4.13", "locust": "2.47.0"}
+# Tested versions of what may also work with another one. Another SGLang is refused (sglang_version.py).
+PINS: Final[dict[str, str]] = {"lm-eval": "0.4.13", "locust": "2.47.0"}
 REQUIRED: Final = ("sglang", "torch", "transformers", "pydantic", "typer")
 GPU_ONLY: Final = ("triton", "flashinfer-python", "sglang-kernel")
 OPTIONAL: Final[dict[str, str]] = {"lm-eval": "moe-opt eval", "locust": "moe-opt loadtest"}
@@ -147,16 +149,17 @@ def check_plugin() -> Iterator[Check]:
 
 def check_hook_targets() -> Iterator[Check]:
     try:
-        from sglang_moe_opt.engine.hooks import TARGETS
-    except ModuleNotFoundError as error:
-        yield Check("sglang", "hook targets", "fail", f"no module {error.name}", "make install")
+        hooks, source = read_hooks(), Source.installed()
+    except SourceError as error:
+        yield Check("sglang", "hook targets", "fail", str(error), "make install")
         return
-    missing = {target: reason for target, reason in TARGETS.items() if not target_exists(target)}
+    targets = {hook.target: hook.reason for hook in hooks}
+    missing = {target: reason for target, reason in targets.items() if find(source, target) is None}
     for target, reason in missing.items():
-        fix = f"pip install sglang=={PINS['sglang']}"
+        fix = f"pip install 'sglang{SUPPORTED}'; `moe-opt doctor --compat` says what else differs"
         yield Check("sglang", "hook targets", "fail", f"{target} is not there: cannot {reason}", fix)
     if not missing:
-        yield Check("sglang", "hook targets", "ok", f"{len(TARGETS)} found")
+        yield Check("sglang", "hook targets", "ok", f"{len(targets)} found")
 
 
 def check_serving() -> Iterator[Check]:
@@ -200,7 +203,8 @@ def check_model() -> Iterator[Check]:
     try:
         folder = reference_model(REFERENCE_MODELS[0])
     except (ValueError, ModuleNotFoundError):
-        yield Check("serving", "mini model", "warn", "not here", "use a full clone, or `moe-opt serve --model FOLDER`")
+        fix = "use a clone, or set SGLANG_MOE_OPT_MODELS to its checkpoints, or `moe-opt serve --model FOLDER`"
+        yield Check("serving", "mini model", "warn", "not here (wheels carry no weights)", fix)
         return
     weights = list(folder.glob("*.safetensors"))
     if not weights:
@@ -265,62 +269,6 @@ def has_accelerator() -> bool:
     return torch_sees_one()
 
 
-def target_exists(target: str, root: Path | None = None) -> bool:
-    """Whether a dotted path names a function, class, method or variable, by the source alone.
-
-    Args:
-        target: such as ``sglang.srt.layers.moe.topk.TopK.forward``.
-        root: folder that holds the package; default: where this interpreter would import it from.
-    """
-    parts = target.split(".")
-    if root is None:
-        spec = importlib.util.find_spec(parts[0])
-        if spec is None or not spec.submodule_search_locations:
-            return False
-        root = Path(spec.submodule_search_locations[0]).parent
-    for length in range(len(parts), 0, -1):
-        place = root.joinpath(*parts[:length])
-        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if file.is_file():
-            return _defines(ast.parse(file.read_bytes()), parts[length:])
-    return False
-
-
-def _defines(node: ast.Module | ast.ClassDef, names: list[str]) -> bool:
-    if not names:
-        return True
-    for statement in _statements(node):
-        if isinstance(statement, ast.ClassDef) and statement.name == names[0]:
-            return _defines(statement, names[1:])
-        if len(names) == 1 and names[0] in _bound_names(statement):
-            return True
-    return False
-
-
-def _statements(node: ast.AST) -> Iterator[ast.stmt]:
-    """Statements of a module or class, with those under its `if` and `try`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt):
-            yield child
-            if isinstance(child, ast.If | ast.Try | ast.With):
-                yield from _statements(child)
-        elif isinstance(child, ast.ExceptHandler):
-            yield from _statements(child)
-
-
-def _bound_names(statement: ast.stmt) -> set[str]:
-    match statement:
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return {statement.name}
-        case ast.Assign():
-            return {target.id for target in statement.targets if isinstance(target, ast.Name)}
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return {name}
-        case ast.Import() | ast.ImportFrom():
-            return {alias.asname or alias.name for alias in statement.names}
-    return set()
-
-
 def _check_package(name: str, *, required: bool) -> Check:
     try:
         version = importlib.metadata.version(name)
@@ -328,8 +276,11 @@ def _check_package(name: str, *, required: bool) -> Check:
         use = OPTIONAL.get(name)
         what = "not installed" + (f": no {use}" if use else "")
         return Check("packages", name, "fail" if required else "warn", what, "make install")
+    if name == "sglang" and not is_supported(version):
+        return Check(
+            "packages", name, "fail", f"{version}, supported is {SUPPORTED}", f"pip install 'sglang{SUPPORTED}'"
+        )
     pin = PINS.get(name)
     if pin is None or version == pin:
         return Check("packages", name, "ok", version)
-    state: State = "fail" if name == "sglang" else "warn"
-    return Check("packages", name, state, f"{version}, tested with {pin}", f"pip install {name}=={pin}")
+    return Check("packages", name, "warn", f"{version}, tested with {pin}", f"pip install {name}=={pin}")

@@ -14,6 +14,11 @@ def show(value: object) -> str:
     return _clip(_show(value, depth=2))
 
 
+def show_key(key: object) -> str:
+    """A key of an object as a part of a field's name, quoted only where nothing would be seen of it."""
+    return (show(key)[1:-1] if isinstance(key, str) else str(key)) or "''"
+
+
 def _clip(text: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 

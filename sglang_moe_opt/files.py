@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sglang_moe_opt.fields import FieldError
+
+MAX_JSON_BYTES: Final = 64 << 20
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -44,7 +48,27 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, field: str) -> object:
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of a regular UTF-8 file of bounded size: a pipe would block, and a device never end.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_json(path: Path, field: str, max_bytes: int = MAX_JSON_BYTES) -> object:
     """The content of a JSON file. Raises FieldError for `field`: unreadable, truncated, a key twice in an object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -55,7 +79,7 @@ def read_json(path: Path, field: str) -> object:
         return content
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        return json.loads(read_text(path, max_bytes), object_pairs_hook=unique)
     except OSError as error:
         raise FieldError(field, error.strerror, "a readable file") from None
     except FieldError:

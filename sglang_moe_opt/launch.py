@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sglang_moe_opt.quick_imports import LEFT_OUT_ENV
+
 CPU_FLAGS: dict[str, str | None] = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
@@ -28,6 +30,11 @@ CPU_ENV = {
     "PYTHONMALLOC": "malloc",
     # The copy is for CUDA graphs.
     "SGLANG_EAGER_INPUT_NO_COPY": "1",
+    # DeepSeek's classes without all the other models'.
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_moe_opt.engine.served_models",
+    # Each takes a second of every process: the one has kernels for CUDA only, the other is for assisted generation
+    # in transformers.
+    LEFT_OUT_ENV: "flashinfer,sklearn",
 }
 """Environment of a server on a plain CPU, each left alone where the user sets it."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sglang_moe_opt.fields import FieldError, is_int, show
+from sglang_moe_opt.fields import FieldError, is_int, show_key
 from sglang_moe_opt.files import read_json, sha256_of, write_atomically
 from sglang_moe_opt.model_shape import MoEShape
 
@@ -251,7 +251,7 @@ def _plan_error(error: ValidationError) -> PlanError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
         return PlanError(cause.field, cause.value, cause.allowed)
-    field = ".".join(show(part)[1:-1] if isinstance(part, str) else str(part) for part in first["loc"])
+    field = ".".join(show_key(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = SidecarFile.model_fields if len(first["loc"]) > 1 else PrunePlan.model_fields
         return PlanError(field, first["input"], "only the keys " + ", ".join(known))

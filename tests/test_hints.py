@@ -41,6 +41,10 @@ FLOOR_2 = Policy.from_object({"min_na": 2, "profiles": {"adaptive": {"min_ratio"
             {"min_ratio": 0.2, "min_na": 2, "rescale": "mass"},
         ),
         ({"min_ratio": 0}, "custom", {}),
+        ({"min_ratio": [0, 0.1, 0.2, 0.3]}, "custom", {"min_ratio": [0, 0.1, 0.2, 0.3]}),
+        ({"min_ratio": [0.2] * 4, "rescale": ["router"] * 4}, "custom", {"min_ratio": 0.2}),
+        ({"top_p": [1, 1, 1, 1]}, "custom", {}),
+        ({"min_weight": 0.2, "rescale": 1}, "custom", {"min_weight": [0.2] * 4, "rescale": 1}),
         ({"top_p": 0.9}, "custom", {"top_p": 0.9}),
         ({"top_p": 1}, "custom", {}),
         ({"na": 2, "rescale": 1.5}, "custom", {"na": 2, "rescale": 1.5}),
@@ -109,6 +113,13 @@ def test_na_0_where_policy_and_model_allow_it() -> None:
         ({"schedule": "6,4,2,4"}, "custom_params.moe_skip.schedule: got '6,4,2,4'"),
         ({"layers": [1, 1, 1]}, "custom_params.moe_skip.layers: got [1, 1, 1], allowed: a list of 4"),
         ({"layers": [1, 1, 1, 0]}, "custom_params.moe_skip.layers[3]: got 0"),
+        (
+            {"min_ratio": [0.1] * 5},
+            "custom_params.moe_skip.min_ratio: got [0.1, 0.1, 0.1, 0.1, 0.1], allowed: a list of 4",
+        ),
+        ({"min_ratio": [0.1, 0.1, 0.1, 1.2]}, "custom_params.moe_skip.min_ratio[3]: got 1.2, allowed: a number from 0"),
+        ({"top_p": [0.1, 0]}, "custom_params.moe_skip.top_p: got [0.1, 0], allowed: a list of 4 values"),
+        ({"decode": {"na": 2, "rescale": [1, 1, 1, "x"]}}, "custom_params.moe_skip.decode.rescale[3]: got 'x'"),
         ({"min_ratio": float("nan")}, "custom_params.moe_skip.min_ratio: got nan, allowed: a number from 0 to 1"),
         ({"min_ratio": True}, "custom_params.moe_skip.min_ratio: got True"),
         ({"top_p": 0}, "custom_params.moe_skip.top_p: got 0"),
@@ -164,7 +175,16 @@ def test_a_profile_that_does_not_fit_the_model_is_an_error_of_the_hint() -> None
 def test_size_costs_nothing() -> None:
     big = [1] * 10**6
     start = time.perf_counter()
-    for hint in ({"layers": big}, {"schedule": big}, {"na": big}, {"decode": big}, big, {"profile": "x" * 10**6}):
+    for hint in (
+        {"layers": big},
+        {"min_ratio": big},
+        {"na": 1, "rescale": big},
+        {"schedule": big},
+        {"na": big},
+        {"decode": big},
+        big,
+        {"profile": "x" * 10**6},
+    ):
         with pytest.raises(HintError) as caught:
             resolve(hint, POLICY, SHAPE)
         assert len(str(caught.value)) < 400
@@ -197,6 +217,7 @@ keys = st.sampled_from(
         "schedule",
         "layers",
         "min_ratio",
+        "min_weight",
         "top_p",
         "min_na",
         "rescale",
@@ -215,6 +236,9 @@ rules = st.one_of(
     st.fixed_dictionaries({"layers": st.lists(st.integers(0, 7), min_size=4, max_size=4)}),
     st.fixed_dictionaries({"schedule": st.tuples(*[st.integers(0, 7)] * 3, st.integers(1, 5)).map(list)}),
     st.fixed_dictionaries({"min_ratio": st.floats(0, 1)}, optional={"min_na": st.integers(0, 7)}),
+    st.fixed_dictionaries({"min_ratio": st.lists(st.floats(0, 1.1), min_size=3, max_size=5)}),
+    st.fixed_dictionaries({"min_weight": st.floats(0, 1) | st.lists(st.floats(0, 1), min_size=4, max_size=4)}),
+    st.fixed_dictionaries({"top_p": st.lists(st.floats(0, 1) | leaves, min_size=4, max_size=4)}),
     st.fixed_dictionaries({"top_p": st.floats(0, 1)}, optional={"rescale": names | st.floats(0, 11)}),
 )
 plausible = rules | names | st.dictionaries(st.sampled_from(["prefill", "decode"]), rules | names, max_size=2)
@@ -263,3 +287,42 @@ def test_the_wire_is_compact_json() -> None:
 def test_a_broken_wire_is_refused(text: str) -> None:
     with pytest.raises(HintError, match="wire"):
         ResolvedHint.from_wire(text, SHAPE)
+
+
+# --- consolidation ---
+
+JOINING = {"profiles": {"together": {"na": 6, "consolidate": True}}, "consolidation": {"k0": 2}, "min_na": 2}
+
+
+def test_a_profile_consolidates_its_decode_and_shares_the_prompts_of_full() -> None:
+    policy = Policy.from_object(JOINING)
+    resolved = resolve("together", policy, SHAPE)
+    assert resolved.prefill.is_full and resolved.decode.own_first.tolist() == [2] * 4
+    assert resolved.mean_na == 6 and not resolved.is_full
+    assert ResolvedHint.from_wire(resolved.to_wire(), SHAPE) == resolved
+    mixed = resolve({"prefill": {"na": 4}, "decode": {"profile": "together"}}, policy, SHAPE)
+    assert mixed.decode == resolved.decode and mixed.prefill.na.tolist() == [4] * 4
+    reverse = resolve({"prefill": {"profile": "together"}, "decode": {"na": 4}}, policy, SHAPE)
+    assert not reverse.decode.consolidates
+    assert ResolvedHint.from_wire(mixed.to_wire(), SHAPE) == mixed
+    assert ResolvedHint.from_wire(reverse.to_wire(), SHAPE) == reverse
+
+
+@pytest.mark.parametrize("hint", [{"na": 6, "consolidate": 3}, {"decode": {"na": 6, "consolidate": True}}])
+@pytest.mark.parametrize("policy", [JOINING, {}])
+def test_a_request_does_not_consolidate_by_itself(policy: object, hint: object) -> None:
+    with pytest.raises(HintError, match=r"consolidate: got (3|True), allowed: only by a profile") as caught:
+        resolve(hint, Policy.from_object(policy), SHAPE)
+    assert caught.value.status == 400
+
+
+def test_a_policy_may_let_requests_consolidate_above_its_floor() -> None:
+    policy = Policy.from_object({**JOINING, "consolidation": {"k0": 3, "allow_custom": True}})
+    assert resolve({"na": 6, "consolidate": True}, policy, SHAPE).decode.own_first.tolist() == [3] * 4
+    with pytest.raises(HintError, match="consolidate: got 1, allowed: an integer from 2 to 6"):
+        resolve({"na": 6, "consolidate": 1}, policy, SHAPE)
+    with pytest.raises(HintError, match=r"prefill\.consolidate: got 3, allowed: only in decode"):
+        resolve({"prefill": {"na": 6, "consolidate": 3}}, policy, SHAPE)
+    floor = Policy.from_object({"consolidation": {"k0": 1, "allow_custom": True}, "min_na": 2})
+    with pytest.raises(HintError, match="consolidate: got 1, allowed: an integer from 2 to 6"):
+        resolve({"na": 6, "consolidate": True}, floor, SHAPE)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sglang_moe_opt.launch import CPU_ENV, CPU_FLAGS, TOKENIZER_FILES, plan_launch
+from sglang_moe_opt.shapes import SHAPES, ShapeSpec
 
 
 def value(argv: tuple[str, ...], flag: str) -> str:
@@ -27,6 +32,20 @@ def test_a_cpu_gets_what_it_needs() -> None:
         assert expected is None or value(plan.argv, flag) == expected
     assert plan.env == CPU_ENV
     assert any("no accelerator" in note for note in plan.notes)
+
+
+def test_processes_of_a_cpu_server_import_what_they_need() -> None:
+    """As a spawned process does: the top of the command, then SGLang's models; our architectures are among them."""
+    code = (
+        "import sys, sglang_moe_opt.cli.sglang_serve; from sglang.srt.models.registry import ModelRegistry; "
+        "left_out = {'sglang.srt.models.llama', 'flashinfer', 'sklearn', 'cutlass', 'torch._inductor.lowering'}; "
+        "found = sorted(name for name in left_out if sys.modules.get(name)); "
+        "sys.exit(repr((sorted(ModelRegistry.models), found)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **CPU_ENV}, capture_output=True, text=True)
+    models, found = ast.literal_eval(done.stderr.splitlines()[-1])
+    assert {ShapeSpec.parse(name).config()["architectures"][0] for name in SHAPES} <= set(models)
+    assert found == []
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
-TARGETS = ["help", "install", "serve", "demo", "test", "lint", "loadtest", "eval", "bench", "reproduce"]
-TARGETS += ["gpu-check", "lock", "clean"]
+TARGETS = ["help", "install", "serve", "demo", "test", "lint", "docs", "tables", "loadtest", "eval", "bench"]
+TARGETS += ["reproduce", "gpu-check", "audit", "lock", "clean"]
 
 
 def call(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -160,7 +160,7 @@ def run_tests() -> ModuleType:
     return module
 
 
-def test_summary_adds_both_parts(run_tests: ModuleType, tmp_path: Path) -> None:
+def test_summary_adds_all_parts(run_tests: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text('<testsuites><testsuite tests="7" failures="1" errors="1" skipped="2"/></testsuites>')
     first = run_tests.read_report(report, 1)
@@ -174,20 +174,55 @@ def test_summary_adds_both_parts(run_tests: ModuleType, tmp_path: Path) -> None:
     assert (run_tests.Outcome(0, 4) + none).ok
 
 
+@pytest.mark.parametrize("part", ["server", "timed"])
+def test_the_tests_of_a_part_are_where_it_looks_for_them(run_tests: ModuleType, project_root: Path, part: str) -> None:
+    marked = {file for file in (project_root / "tests").rglob("*.py") if f"pytest.mark.{part}" in file.read_text()}
+    elsewhere = [
+        file
+        for file in marked - {Path(__file__).resolve()}
+        if not any(file.is_relative_to(project_root / folder) for folder in run_tests.FOLDERS[part])
+    ]
+    assert marked and elsewhere == []
+
+
 def test_one_failing_test_fails_the_whole(tmp_path: Path, project_root: Path) -> None:
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    server: x\n    gpu: x\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    server: x\n    timed: x\n    gpu: x\n")
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
         "def test_unit(): ...\n"
         "@pytest.mark.server\ndef test_server(): assert 0\n"
+        "late = [1, 1]\n"
+        "@pytest.mark.timed\ndef test_timed(): assert not late or late.pop() is None\n"
         "@pytest.mark.gpu\ndef test_gpu(): assert 0\n"
     )
-    command = [sys.executable, str(project_root / "tools" / "run_tests.py"), "-q", "-p", "xdist"]
-    quick = {"PYTEST_WORKERS": "0", "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    plugins = ["-p", "xdist", "-p", "pytest_rerunfailures"]
+    command = [sys.executable, str(project_root / "tools" / "run_tests.py"), "-q", *plugins]
+    quick = {
+        "PYTEST_WORKERS": "0",
+        "PYTEST_SERVER_WORKERS": "0",
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     done = call(tmp_path, *command, **quick)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+    assert done.stdout.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+    assert re.findall(r"\d rerun\b", done.stdout) == ["2 rerun"], "only where times count"
     done = call(tmp_path, *command, "-k", "unit", **quick)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
     assert call(tmp_path, *command, "-k", "nothing", **quick).returncode == 5
+
+
+def test_a_group_of_tests_runs_in_one_process(tmp_path: Path) -> None:
+    """What keeps a server from being started in both; a pytest that pytest-xdist does not fit loses it silently."""
+    (tmp_path / "test_it.py").write_text(
+        "import os\nfrom pathlib import Path\nimport pytest\n"
+        "grouped = [pytest.param(n, marks=pytest.mark.xdist_group(n % 2)) for n in range(12)]\n"
+        "@pytest.mark.parametrize('number', grouped)\ndef test_one(number):\n"
+        "    with Path('seen').open('a') as seen:\n"
+        "        print(number % 2, os.environ['PYTEST_XDIST_WORKER'], file=seen)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "xdist"]
+    done = call(tmp_path, *command, PYTEST_ADDOPTS="", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert done.returncode == 0, done.stdout
+    assert len(set((tmp_path / "seen").read_text().splitlines())) == 2

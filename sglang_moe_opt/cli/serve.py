@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from sglang_moe_opt.shapes import is_shape
 CONFIG_ENV = "SGLANG_MOE_OPT_CONFIG"
 DEFAULT_ENV = "SGLANG_MOE_OPT_SKIP_DEFAULT"
 PRUNE_ENV = "SGLANG_MOE_OPT_PRUNE_PLAN"
+MODELS_ENV = "SGLANG_MOE_OPT_MODELS"
 REFERENCE_MODELS = ("mini-v2", "mini-v3")
 """Small trained checkpoints that come with the project; the first is served where nothing else is asked for."""
 
@@ -90,14 +92,23 @@ def resolve_model(model: str) -> str:
 
 
 def reference_model(name: str) -> Path:
-    """Folder of a reference model that comes with the project. Raises ValueError where it is missing."""
+    """Folder of a reference model: below $SGLANG_MOE_OPT_MODELS, else in this checkout. A wheel has no weights.
+
+    Raises:
+        ValueError: it is in neither.
+    """
     import importlib.util
 
     spec = importlib.util.find_spec("eval.reference_models")
-    folder = Path(spec.origin).parent / "checkpoints" / name if spec and spec.origin else None
-    if folder is None or not (folder / "config.json").exists():
-        raise ValueError(f"--model: {name} is not installed here; name a folder or a Hugging Face id")
-    return folder
+    own = Path(spec.origin).parent / "checkpoints" if spec and spec.origin else None
+    named = os.environ.get(MODELS_ENV)
+    for folder in (Path(named) if named else None, own):
+        if folder is not None and (folder / name / "config.json").exists():
+            return folder / name
+    raise ValueError(
+        f"--model: {name} is not in this installation (wheels carry no weights): set {MODELS_ENV} to the folder "
+        "eval/reference_models/checkpoints of a clone, or name a folder or a Hugging Face id"
+    )
 
 
 def check_policy(model: str, config: str, default_profile: str | None) -> None:
@@ -129,7 +140,20 @@ def check_plan(model: str, plan_file: Path) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether torch sees a GPU."""
+    """Whether torch sees a GPU; torch takes seconds to import and is asked only where there is a driver."""
+    if not _has_driver():
+        return False
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _has_driver() -> bool:
+    """Whether a driver that torch could use is there: AMD's device, or NVIDIA's library."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
