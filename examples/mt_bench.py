@@ -1,7 +1,7 @@
 """Run MT-bench's first questions through the OpenAI client under several profiles, all in flight at once.
 
 make serve                                                        # in another terminal
-python examples/mt_bench.py QUESTIONS.jsonl --out answers.json    # the file of the MT-bench release
+.venv/bin/python examples/mt_bench.py QUESTIONS.jsonl --out answers.json    # the file of the MT-bench release
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Ask a running server the same question under two profiles, with the official OpenAI client.
+"""Ask a running server the same question under three schedules, with the official OpenAI client.
 
 make serve                         # in another terminal
-python examples/openai_client.py
+.venv/bin/python examples/openai_client.py
 """
 
 from openai import OpenAI

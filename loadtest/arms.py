@@ -12,6 +12,7 @@ from eval.schedules import Labelled, parse_profiles, resolve_all
 from loadtest.folder import ArmEntry
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
+from sglang_moe_opt.hints import resolve
 from sglang_moe_opt.schedule import FULL
 
 WHOLE: Final = ""
@@ -83,11 +84,12 @@ def _arm(curve: Curve, target: Target, mean_na: Mapping[str, float]) -> ArmEntry
         hints: dict[str, tuple[Any, float]] = {curve.label: (None, 1.0)}
         return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True, plan=plan)
     whole = sum(share for _, share in curve.mix)
+    known = all(profile.label in mean_na for profile, _ in curve.mix)
     return ArmEntry(
         label=curve.label,
         url=target.url,
         hints={profile.label: (_sent(profile, target), share) for profile, share in curve.mix},
-        mean_na=sum(mean_na[profile.label] * share for profile, share in curve.mix) / whole if mean_na else None,
+        mean_na=sum(mean_na[profile.label] * share for profile, share in curve.mix) / whole if known else None,
         plan=plan,
     )
 
@@ -121,8 +123,10 @@ def parse_mix(text: str) -> list[tuple[Labelled, float]]:
 
 
 def _mean_na(target: Target, wanted: list[Labelled], config: Path | None) -> dict[str, float]:
-    """Of each profile; empty where the server's model is not known."""
+    """Of each profile; auto profiles have none, and none is known where the server's model is not."""
     if target.served is None:
         return {}
-    entries = resolve_all(wanted, target.served.policy(config), target.served.shape)
-    return {entry.label: entry.mean_na for entry in entries}
+    policy, shape = target.served.policy(config), target.served.shape
+    entries = resolve_all(wanted, policy, shape)
+    autos = {one.label for one in wanted if resolve(one.hint, policy, shape).levels}
+    return {entry.label: entry.mean_na for entry in entries if entry.label not in autos}

@@ -24,6 +24,7 @@ def main(
     question: Annotated[str, typer.Option(help="What the model is asked.")] = QUESTION,
     model: Annotated[str, typer.Option(help="Model of the load test.")] = SHAPE,
     concurrency: Annotated[str, typer.Option(help="Its loads.")] = "2,16,64",
+    rounds: Annotated[int, typer.Option(help="How often each point is measured.")] = 3,
 ) -> None:
     """Serve a small trained model and ask it; then measure what fewer experts are worth on real layer shapes."""
     end_on_sigterm()
@@ -36,7 +37,7 @@ def main(
     console.rule(f"2/2  {model}: what that is worth under load")
     folder = out / time.strftime("%Y%m%d-%H%M%S")
     arguments = ["loadtest", "--model", model, "--profiles", "full,fast", "--concurrency", concurrency]
-    code = run_command([*arguments, "--rounds", "3", "--seconds", "3", "--out", str(folder)])
+    code = run_command([*arguments, "--rounds", str(rounds), "--seconds", "3", "--out", str(folder)])
     if code == 0:
         console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)

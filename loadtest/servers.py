@@ -182,4 +182,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
         if sent is signal.SIGTERM:
             # The group outlives its leader: children that are still closing down would hold the memory.
-            time.sleep(2)
+            _wait_for_group(process.pid, 2)
+
+
+def _wait_for_group(group: int, seconds: float) -> None:
+    """Until no process of the group is left, at most so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,22 @@ profiles:
   lean: {na: 1}
   adaptive: {min_ratio: 0.2, min_na: 2}
   thrifty: {prefill: full, decode: {na: 1}}
+  auto:
+    auto:
+      levels: [full, fast, lean]
+      speedup: {fast: {1: 1.5, 2: 1.5, 4: 1.0}, lean: {1: 1.5, 2: 1.5, 4: 1.0}}
+      hold_steps: 2
+  wary: {auto: {levels: [full, fast], speedup: {fast: {1: 1.0}}}}
+  together: {na: 8, consolidate: 2}
+  apart: {na: 8, consolidate: 8}
 default: full
 allow_custom: true
 min_na: 1
 max_live_schedules: 64
+consolidation: {max_batch: 40}
 """
-"""Profiles of every server with a policy; `fast` and `quick` are two names of one schedule."""
+"""Profiles of every server with a policy; `fast` and `quick` are two names of one schedule, `apart` is `full`. `auto`
+decodes under `fast` alone and in full from four on, `wary` always in full."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,24 @@ EDITED = Kind(
     args=("--json-model-override-args", '{"num_experts_per_tok": 2}', "--max-running-requests", "2"),
 )
 """A smaller top-k from the config; few requests at a time, so that the others queue."""
+ADMIN_KEY = "operator"
+# SGLang gives each rank a NUMA node of its own; on a machine with fewer it must be told the cores.
+_CORES = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1" if (os.cpu_count() or 1) > 1 else "0|0"),)
+
+
+def two_ranks(kind: Kind) -> Kind:
+    """The same on two tensor-parallel ranks; these servers have an admin key as well, to save starts."""
+    return replace(kind, args=(*kind.args, "--tp", "2", "--admin-api-key", ADMIN_KEY), env=_CORES)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether the condition comes true in time: a server may answer before it has counted what it did."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @dataclass
@@ -114,10 +143,8 @@ class Server:
 
     def flush_cache(self) -> None:
         """Empty the prefix cache; waits for the requests that still run."""
-        deadline = time.monotonic() + 60
-        while self.client.post("/flush_cache").status_code != 200:
-            assert time.monotonic() < deadline, f"the prefix cache could not be flushed\n{self.log_tail()}"
-            time.sleep(0.2)
+        flushed = eventually(lambda: self.client.post("/flush_cache").status_code == 200)
+        assert flushed, f"the prefix cache could not be flushed\n{self.log_tail()}"
 
     def generate(
         self,
@@ -176,17 +203,11 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
 
     def stop(self) -> None:
-        """Stop the process group, first politely."""
+        """End the process group at once: asked politely, a server waits seconds for requests that there are not."""
         self.client.close()
-        for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-            try:
-                os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                break
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
 
 
 def request_body(
@@ -253,6 +274,9 @@ class Servers:
         env = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_MOE_OPT_")}
         # Small models gain nothing from a second thread, and lose most of their speed where another process needs it.
         env.setdefault("OMP_NUM_THREADS", "1")
+        # Huge pages pay over hours; a start is quicker without.
+        env.setdefault("PYTHONMALLOC", "pymalloc")
+        env.setdefault("GLIBC_TUNABLES", "")
         if kind.policy:
             ours = ["--model", str(served), "--config", str(policy)]
             command = ["-m", "sglang_moe_opt.cli.main", "serve", *ours, *extra]
@@ -322,8 +346,12 @@ def _die_with_parent() -> None:
 
 
 def _free_ports() -> Iterator[int]:
-    """Ports nobody listens on. Another run of the tests may be about to: start where it hardly does."""
-    for port in range(random.randrange(FIRST_PORT, LAST_PORT - 100), LAST_PORT):
+    """Ports nobody listens on. Another run of the tests may be about to: start where it hardly does.
+
+    The processes of one run (pytest-xdist) take turns: even ports and odd ones.
+    """
+    turn = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    for port in range(random.randrange(FIRST_PORT, LAST_PORT - 200, 2) + turn, LAST_PORT, 2):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 yield port

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from reference import prompt
-from server import Server, needs_text, request_body
+from server import Server, eventually, needs_text, request_body
 
 pytestmark = pytest.mark.server
 
@@ -22,6 +21,7 @@ HINTS: list[tuple[object, str, str]] = [
     ("fast", "fast", "2"),
     ("adaptive", "adaptive", "6"),
     ("thrifty", "thrifty", "6/1"),
+    ("auto", "auto", "6"),
     ({"profile": "lean"}, "lean", "1"),
     ({"na": 3}, "custom", "3"),
     ({"schedule": [6, 2, 1, 3]}, "custom", "3"),
@@ -56,7 +56,7 @@ def test_generate_reports_the_schedule(v2: Server, hint: object, profile: str, m
     assert info["profile"] == profile
     means = info["mean_na"].values() if isinstance(info["mean_na"], dict) else [info["mean_na"]]
     assert "/".join(f"{mean:g}" for mean in means) == mean_na
-    assert info["dynamic"] == (profile == "adaptive")
+    assert info["dynamic"] == (profile in ("adaptive", "auto"))
 
     with v2.client.stream("POST", "/generate", json=request_body(IDS, hint, new_tokens=NEW_TOKENS, stream=True)) as got:
         assert (got.headers["x-moe-skip"], got.headers["x-moe-skip-mean-na"]) == (profile, mean_na)
@@ -240,6 +240,8 @@ def test_counters_of_tokens_and_slots(v2: Server, hint: object, label: str, pref
 
     before = read()
     v2.generate(IDS, hint, new_tokens=NEW_TOKENS)
+    kept = ("sglang_moe_opt_slots_kept_total", "")
+    eventually(lambda: read()[kept] - before[kept] >= expected[kept] - 0.5)
     after = read()
     assert {key: after[key] - before[key] for key in expected} == pytest.approx(expected)
 
@@ -247,14 +249,16 @@ def test_counters_of_tokens_and_slots(v2: Server, hint: object, label: str, pref
 def test_a_split_schedule_counts_each_phase(v2: Server) -> None:
     """`thrifty` keeps all slots of the prompt, which count as `full`'s, and one per layer of the answer."""
     kept = "sglang_moe_opt_slots_kept_total"
-    before = [v2.metric(kept, profile=label) for label in ("full", "thrifty")]
+    before = {label: v2.metric(kept, profile=label) for label in ("full", "thrifty")}
     v2.generate(IDS, "thrifty", new_tokens=NEW_TOKENS)
-    full, thrifty = (
-        v2.metric(kept, profile=label) - old for label, old in zip(("full", "thrifty"), before, strict=True)
-    )
+
+    def grown(label: str) -> float:
+        return v2.metric(kept, profile=label) - before[label]
+
     layers = len(v2.shape.moe_layer_ids)
-    assert thrifty == layers * (NEW_TOKENS - 1)
-    assert full == layers * v2.shape.top_k * len(IDS)
+    eventually(lambda: grown("thrifty") >= layers * (NEW_TOKENS - 1))
+    assert grown("thrifty") == layers * (NEW_TOKENS - 1)
+    assert grown("full") == layers * v2.shape.top_k * len(IDS)
 
 
 def test_refused_requests_are_counted(v2: Server) -> None:
@@ -279,14 +283,11 @@ def test_distinct_experts_stay_within_the_schedule(v2: Server) -> None:
 def test_live_schedules_return_to_zero(v2: Server) -> None:
     """Custom schedules count while they are in flight, two requests with one schedule once, profiles not at all."""
     name = "sglang_moe_opt_live_schedules"
-    assert v2.metric(name) == 0
+    assert eventually(lambda: v2.metric(name) == 0), "requests of an earlier test are still counted"
 
     def opened(hint: object) -> Any:
         return v2.client.stream("POST", "/generate", json=request_body(IDS, hint, new_tokens=1000, stream=True))
 
     with opened({"na": 3}), opened({"na": 3}), opened({"na": 5}), opened("fast"):
         assert v2.metric(name) == 2
-    deadline = time.monotonic() + 60
-    while v2.metric(name) != 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert eventually(lambda: v2.metric(name) == 0)

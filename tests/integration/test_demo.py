@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 def command(model: Path, out: Path) -> list[str]:
-    options = ["--model", str(model), "--concurrency", "1,4", "--out", str(out)]
+    options = ["--model", str(model), "--concurrency", "4", "--rounds", "1", "--out", str(out)]
     return [sys.executable, "-m", "loadtest.demo", *options]
 
 

@@ -113,34 +113,35 @@ def _stock(server: Server, data: Path) -> dict[str, list[dict[str, Any]]]:
 
 @on_mini
 def test_a_run_cut_off_is_finished_with_the_same_numbers(mini: Server, data_folder: Path, tmp_path: Path) -> None:
-    options = ("--profiles", "full,fast", "--tasks", ",".join(CUT_TASKS), "--limit", "40")
+    options = ("--profiles", "full,fast", "--tasks", ",".join(CUT_TASKS), "--limit", "24")
     options = (*options, "--batch", "4", "--concurrency", "1")
     whole = ResultsFolder(tmp_path / "whole")
     done = run(mini.url, data_folder, whole.root, *options)
     assert done.returncode == 0, done.stderr
-    for ending, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        cut = ResultsFolder(tmp_path / ending.name)
-        returned, errors = _cut_off(command(mini.url, data_folder, cut.root, *options), cut, ending)
-        assert returned == code
-        if ending is signal.SIGINT:
-            last = errors.strip().splitlines()[-1]
-            assert "interrupted" in last
-            assert str(cut.root) in last
-            assert "Traceback" not in errors
-        assert not cut.has_items("fast", CUT_TASKS[-1])
-        done = run(mini.url, data_folder, cut.root, *options, "--resume")
-        assert done.returncode == 0, done.stderr
-        for schedule in ("full", "fast"):
-            for task in CUT_TASKS:
-                assert_close(cut.read_items(schedule, task), whole.read_items(schedule, task))
+    cut, resumed = ResultsFolder(tmp_path / "cut"), ("--resume",)
+    returned, errors = _cut_off(command(mini.url, data_folder, cut.root, *options), cut, CUT_TASKS[0], signal.SIGINT)
+    assert returned == 130
+    last = errors.strip().splitlines()[-1]
+    assert "interrupted" in last
+    assert str(cut.root) in last
+    assert "Traceback" not in errors
+    again = command(mini.url, data_folder, cut.root, *options, *resumed)
+    returned, _ = _cut_off(again, cut, CUT_TASKS[1], signal.SIGKILL)
+    assert returned == -signal.SIGKILL
+    assert not cut.has_items("fast", CUT_TASKS[-1])
+    done = run(mini.url, data_folder, cut.root, *options, *resumed)
+    assert done.returncode == 0, done.stderr
+    for schedule in ("full", "fast"):
+        for task in CUT_TASKS:
+            assert_close(cut.read_items(schedule, task), whole.read_items(schedule, task))
 
 
-def _cut_off(tool: list[str], folder: ResultsFolder, ending: signal.Signals) -> tuple[int, str]:
-    """Start a run and end it while the second schedule is under way; exit code and what it said."""
+def _cut_off(tool: list[str], folder: ResultsFolder, task: str, ending: signal.Signals) -> tuple[int, str]:
+    """Start a run and end it while it is at this task of the second schedule; exit code and what it said."""
     process = subprocess.Popen(
         tool, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
     )
-    partial = folder.partial_file("fast", CUT_TASKS[0])
+    partial = folder.partial_file("fast", task)
     deadline = time.monotonic() + 600
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
         assert time.monotonic() < deadline

@@ -48,6 +48,17 @@ def test_counts_are_the_servers_and_hints_take_effect(v2: Server, tmp_path: Path
         assert all(record.ok and record.input_tokens == record.output_tokens == 8 for record in records)
 
 
+def test_an_auto_profile_is_measured_beside_fixed_ones(v2: Server, tmp_path: Path) -> None:
+    found = measure(v2, tmp_path, "--profiles", "full,fast,auto", "--concurrency", "1,8", "--seconds", "2")
+    assert found.arms == ("full", "fast", "auto") and not found.failures
+    top_k = v2.shape.top_k
+    alone = (8 + 7 * 2 / top_k) / 15  # the prompt in full, each generated token but the first under `fast`
+    assert cell(found, "auto", 1).values["slots_kept"].median == pytest.approx(alone, abs=0.02)
+    assert cell(found, "auto", 8).values["slots_kept"].median > 0.9
+    assert "mb_per_token" in cell(found, "fast", 1).values
+    assert "mb_per_token" not in cell(found, "auto", 1).values  # its mean na is no constant
+
+
 @pytest.mark.parametrize("kind", [EDITED], ids=["queueing"])
 def test_a_server_that_queues_is_noticed(servers: Servers, kind: Kind, tmp_path: Path) -> None:
     found = measure(servers.get(kind), tmp_path, "--profiles", "full", "--concurrency", "8", "--seconds", "3")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from server import EDITED, MINI_V2, MINI_V3, V2, V3, Kind, Server, Servers
 from torch import Tensor
 
 from sglang_moe_opt.hints import resolve
+from sglang_moe_opt.pruning.router import routed_scale
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -91,16 +94,18 @@ def test_each_phase_its_own(servers: Servers, kind: Kind) -> None:
     [
         ({"min_ratio": 0.4}, lambda w: w >= 0.4 * w[:, :1]),
         ({"min_ratio": 0.7, "min_na": 2}, lambda w: (w >= 0.7 * w[:, :1]) | (torch.arange(w.shape[1]) < 2)),
+        ({"min_weight": 0.05}, lambda w: (w >= 0.05) | (torch.arange(w.shape[1]) < 1)),
         ({"top_p": 0.6}, lambda w: (w.cumsum(-1) - w) < 0.6 * w.sum(-1, keepdim=True)),
     ],
-    ids=["min_ratio", "min_ratio+min_na", "top_p"],
+    ids=["min_ratio", "min_ratio+min_na", "min_weight", "top_p"],
 )
 def test_magnitude_rules(servers: Servers, kind: Kind, hint: object, rule: Callable[[Tensor], Tensor]) -> None:
     """Rules on the router's weights, written here a second time on the reference's gates (V2 does not renormalise)."""
     server = servers.get(kind)
     ids = prompt(kind.model, 120, seed=6)
     model = reference(server.model)
-    with model.dropping(rule):
+    scale = routed_scale(json.loads((Path(server.model) / "config.json").read_text()))  # is in the reference's weights
+    with model.dropping(lambda weights: rule(weights / scale)):
         assert_logprobs(server.prompt_logprobs(ids, hint), model.logprobs(ids))
         assert model.check_greedy(ids, server.tokens(ids, hint, new_tokens=NEW_TOKENS)) >= DECIDED
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import random
-from dataclasses import replace
 
 import pytest
-from server import V2, V3, Kind, Servers
+from server import V2, V3, Kind, Servers, two_ranks
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-HINTS = ("full", "fast", {"na": 1}, {"min_ratio": 0.5}, {"prefill": "full", "decode": {"na": 1}})
-
-
-# SGLang gives each rank a NUMA node of its own; on a machine with fewer it must be told the cores.
-CORES = (("SGLANG_CPU_OMP_THREADS_BIND", "0|1" if (os.cpu_count() or 1) > 1 else "0|0"),)
+HINTS = ("full", "fast", "auto", {"na": 1}, {"min_ratio": 0.5}, {"prefill": "full", "decode": {"na": 1}})
 
 
 @pytest.mark.parametrize(
     ("one", "kind"),
-    [(kind, replace(kind, args=(*kind.args, "--tp", "2"), env=CORES)) for kind in (V2, V3)],
+    [(kind, two_ranks(kind)) for kind in (V2, V3)],
     ids=[kind.model for kind in (V2, V3)],
 )
 def test_two_ranks_give_the_tokens_of_one(servers: Servers, one: Kind, kind: Kind) -> None:

@@ -73,3 +73,14 @@ def test_an_arm_is_asked_at_its_own_server() -> None:
     assert [arm.is_baseline_server for arm in arms] == [False] * 4 + [True]
     assert arms[3].hints == {"na=2": ({"na": 2}, 1.0)}
     assert arms[4].hints == {"other": (None, 1.0)}
+
+
+def test_an_auto_profile_has_no_mean_na_of_its_own(tmp_path: Path) -> None:
+    rule = "{levels: [full, fast], speedup: {fast: {1: 2}}}"
+    (tmp_path / "policy.yaml").write_text(f"profiles: {{fast: {{na: 2}}, auto: {{auto: {rule}}}}}")
+    served = served_under("half")
+    target = Target(served.url, "generate", "", served)
+    wanted = parse_curves("full,fast,auto", ["auto=50,fast=50"], [], [])
+    arms = build_arms(wanted, {WHOLE: target}, tmp_path / "policy.yaml")
+    assert [arm.mean_na for arm in arms] == [served.shape.top_k, 2, None, None]
+    assert arms[2].hints == {"auto": ("auto", 1.0)}

@@ -16,8 +16,9 @@ from tests.loadtest.synthetic_load import ARMS, LOADS, write_load
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium on PATH (apt-get install chromium)")
 
-COLUMN = "[...document.querySelectorAll('table')[0].tBodies[0].rows].map(row => row.cells[{column}].dataset.value)"
-CLICK = "document.querySelectorAll('table')[0].tHead.rows[0].cells[{column}].querySelector('button').click()"
+TABLE = "document.querySelector('tr[data-row]').closest('table')"
+COLUMN = "[..." + TABLE + ".tBodies[0].rows].map(row => row.cells[{column}].dataset.value)"
+CLICK = TABLE + ".tHead.rows[0].cells[{column}].querySelector('button').click()"
 GAPS = """(() => {
   const gaps = [];
   for (const plot of document.querySelectorAll(".plot")) {
@@ -43,6 +44,8 @@ PANELS = [
     "Read per token",
     "Share of the read bandwidth",
     "Share of the peak",
+    "Throughput beside its prediction",
+    "Speed-up beside its prediction",
 ]
 POINTS = len(ARMS) * len(LOADS)
 SGLANG = Imported("sglang", 16, {"total_tok_s": 4000.0})
@@ -116,8 +119,8 @@ def test_hover_tells_about_the_nearest_point_and_marks_its_row(tab: Page, report
 
 def test_imported_points_are_hollow_and_tell_where_they_come_from(tab: Page, report: Path) -> None:
     tab.open(report, width=1280)
-    assert visible(tab, ".plot .mark.hollow") == 1
-    x, y = middle(tab, ".plot.wide .mark.hollow")
+    assert visible(tab, ".plot .point[data-tip] .mark.hollow") == 1
+    x, y = middle(tab, ".plot.wide .point[data-tip] .mark.hollow")
     tab.point_at(x, y)
     lines = tab.ask("document.getElementById('tip').innerText").split("\n")
     assert lines == ["sglang", "16 concurrent requests", "total tok/s 4,000"]
@@ -127,15 +130,15 @@ def test_the_legend_hides_and_shows_an_arm(tab: Page, report: Path) -> None:
     tab.open(report, width=1280)
     assert tab.ask("[...document.querySelectorAll('.legend button')].map(b => b.innerText)") == [*ARMS, "sglang"]
     click = "document.querySelectorAll('.legend button')[1].click()"
-    points, rows = visible(tab, ".plot .point"), visible(tab, "tr[data-series]")
+    points, rows = visible(tab, ".plot .point"), visible(tab, "tr[data-row]")
     assert rows == POINTS
     tab.ask(click)
     assert tab.ask("document.querySelectorAll('.legend button')[1].getAttribute('aria-pressed')") == "false"
     assert visible(tab, '.plot g[data-series="1"] .point') == 0
     assert visible(tab, ".plot .point") < points
-    assert visible(tab, "tr[data-series]") == POINTS - len(LOADS)
+    assert visible(tab, "tr[data-row]") == POINTS - len(LOADS)
     tab.ask(click)
-    assert (visible(tab, ".plot .point"), visible(tab, "tr[data-series]")) == (points, rows)
+    assert (visible(tab, ".plot .point"), visible(tab, "tr[data-row]")) == (points, rows)
 
 
 @pytest.mark.parametrize("column", [1, 2, 3, 6])

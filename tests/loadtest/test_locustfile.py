@@ -15,7 +15,7 @@ import pytest
 from loadtest.record import Record, read_lines
 from loadtest.sse_server import Fault, Schedule, sse_server
 
-pytestmark = pytest.mark.server  # on a busy machine times mean nothing
+pytestmark = pytest.mark.timed  # on a busy machine times mean nothing
 
 SCHEDULE = Schedule((10.0,), (5.0,))
 

@@ -15,7 +15,7 @@ import pytest
 from loadtest.sse_server import Fault, Schedule, Served, sse_server
 from sglang_moe_opt.fields import FieldError
 
-pytestmark = pytest.mark.server  # on a busy machine times mean nothing
+pytestmark = pytest.mark.timed  # on a busy machine times mean nothing
 
 SCHEDULE = Schedule(ttft_ms=(30.0, 60.0), gap_ms=(10.0, 20.0, 5.0))
 BODIES: dict[str, dict[str, Any]] = {

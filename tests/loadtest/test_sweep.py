@@ -23,7 +23,7 @@ from loadtest.target import Target, find_target
 from sglang_moe_opt.cli.main import run
 from tests.loadtest.synthetic_load import plan_of
 
-pytestmark = pytest.mark.server  # on a busy machine times mean nothing
+pytestmark = pytest.mark.timed  # on a busy machine times mean nothing
 
 QUICK = Schedule((5.0,), (5.0,))
 LOADS = [Load("closed", 2), Load("closed", 4)]
