@@ -79,7 +79,11 @@ def percentiles(records: Sequence[Record], tag: str) -> dict[int, float]:
 
 
 def test_percentiles_match_the_known_schedule(generators: Generators) -> None:
-    """To 1 ms + 1 %, and what the server itself was late; one run of three suffices, as others may delay the client."""
+    """To 1 ms + 1 %, and what the server itself was late; one run of three suffices, as others may delay the client.
+
+    Users begin one after the other: twelve connections at one instant take milliseconds, and are the slowest hundredth.
+    The client's own lag, which reports state, is the slowest hundredth's too: it woke up that late.
+    """
     for _ in range(2):
         with suppress(AssertionError):
             return assert_percentiles_match(generators)
@@ -89,7 +93,7 @@ def test_percentiles_match_the_known_schedule(generators: Generators) -> None:
 def assert_percentiles_match(generators: Generators) -> None:
     count = 240
     with sse_server(SCHEDULE) as served:
-        records, _, _ = generators.run(spec(served.url, requests=count))
+        records, _, client = generators.run(spec(served.url, requests=count, ramp_s=0.5))
         late = server_lateness(served.url)
     known = [SCHEDULE.arrivals(n, TOKENS) for n in range(count)]
     gaps = [b - a for arrivals in known for a, b in pairwise(arrivals)]
@@ -102,7 +106,8 @@ def assert_percentiles_match(generators: Generators) -> None:
         found = percentiles(records, tag)
         for q, value in found.items():
             expected = float(np.percentile(values, q))
-            assert value == pytest.approx(expected, abs=1 + 0.01 * expected + late), (tag, q)
+            allowed = 1 + 0.01 * expected + late + (client.lag_ms if q == 99 else 0)
+            assert value == pytest.approx(expected, abs=allowed), (tag, q)
 
 
 def server_lateness(url: str) -> float:
