@@ -159,9 +159,10 @@ def test_the_load_is_whole_in_the_window(generators: Generators) -> None:
     with sse_server(Schedule((20.0,), (10.0,))) as served:
         records, result, _ = generators.run(spec(served.url, load="c10", seconds=1.0))
     assert result.began is not None
-    assert result.began < 0.1
-    middle = (result.began + result.ended) / 2
-    assert sum(r.start <= middle <= r.start + r.end for r in records) == 10
+    assert result.began < 0.25
+    # At many moments, as between two answers a user asks for nothing.
+    window = np.linspace(result.began, result.ended, 41)[1:-1]
+    assert np.median([sum(r.start <= at <= r.start + r.end for r in records) for at in window]) == 10
     assert result.ended >= 1.0
 
 
