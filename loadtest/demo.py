@@ -30,8 +30,12 @@ def main(
     end_on_sigterm()
     console = Console()
     console.rule(f"1/2  {REFERENCE_MODELS[0]}: one question, two profiles")
-    with console.status("starting the server"):
-        answers = ask_both(question)
+    try:
+        with console.status("starting the server"):
+            answers = ask_both(question)
+    except (RuntimeError, httpx.HTTPError) as problem:
+        print(f"demo: error: {problem}", file=sys.stderr)
+        raise typer.Exit(1) from None
     for profile, (text, mean_na, seconds) in answers.items():
         console.print(f"[bold]{profile}[/bold] ({mean_na} experts per token, {seconds:.2f} s): {text}", highlight=False)
     console.rule(f"2/2  {model}: what that is worth under load")

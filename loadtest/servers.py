@@ -167,7 +167,8 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, deadline_s: flo
             pass
         time.sleep(0.2)
     tail = log.read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"the server at {url} did not come up; its log ends:\n{tail}")
+    killed = " (killed, as the kernel does when memory runs out)" if process.returncode == -signal.SIGKILL else ""
+    raise RuntimeError(f"the server at {url} did not come up{killed}; its log ends:\n{tail}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.servers import Running
+from loadtest.servers import Running, free_port, running
 
 HOLDS = "import sys, time; kept = b'x' * (64 << 20); print('ready', flush=True); time.sleep(60)"
 SHELL = f'(exec -a sglang::scheduler_TP0 {sys.executable} -c "{HOLDS}") & exec {sys.executable} -c "{HOLDS}"'
@@ -38,3 +38,15 @@ def test_schedulers_are_told_from_the_other_processes(group: int) -> None:
 def test_a_server_without_a_scheduler_is_none_of_ours() -> None:
     with pytest.raises(RuntimeError, match="no scheduler"):
         Running("http://localhost:1", os.getpgid(0), 0.0, Path("none")).resident()
+
+
+@pytest.mark.parametrize(
+    ("end", "message"), [("exit 3", "up; its log ends:\nhello"), ("kill -9 $$", "memory runs out")]
+)
+def test_a_server_that_ends_before_it_answers_says_how(end: str, message: str) -> None:
+    with (
+        pytest.raises(RuntimeError, match="did not come up") as error,
+        running(["bash", "-c", f"echo hello; {end}"], port=free_port(), deadline_s=20),
+    ):
+        pass
+    assert message in str(error.value)
