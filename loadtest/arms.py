@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from eval.results import file_name
 from eval.schedules import Labelled, parse_profiles, resolve_all
 from loadtest.folder import ArmEntry
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
-from sglang_moe_opt.hints import resolve
+from sglang_moe_opt.hints import ResolvedHint, resolve
+from sglang_moe_opt.perfmodel.curve import Consolidated
+from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.schedule import FULL
 
 WHOLE: Final = ""
@@ -20,6 +24,14 @@ WHOLE: Final = ""
 
 Mix = Sequence[tuple[Labelled, float]]
 """Profiles with their shares of the users, in any unit."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What a profile does to a token's experts: their mean number, and how decode steps share them."""
+
+    mean_na: float
+    consolidated: Consolidated | None
 
 
 @dataclass(frozen=True)
@@ -74,22 +86,25 @@ def build_arms(curves: Sequence[Curve], servers: Mapping[str, Target], config: P
         FieldError: a hint that the model does not allow.
     """
     every = {profile.label: profile for curve in curves for profile, _ in curve.mix}
-    mean_na = _mean_na(servers[WHOLE], list(every.values()), config)
-    return [_arm(curve, servers[curve.server], mean_na) for curve in curves]
+    experts = _experts(servers[WHOLE], list(every.values()), config)
+    return [_arm(curve, servers[curve.server], experts) for curve in curves]
 
 
-def _arm(curve: Curve, target: Target, mean_na: Mapping[str, float]) -> ArmEntry:
+def _arm(curve: Curve, target: Target, experts: Mapping[str, Experts]) -> ArmEntry:
     plan = target.served.plan_entry if target.served else None
     if not curve.mix:
         hints: dict[str, tuple[Any, float]] = {curve.label: (None, 1.0)}
         return ArmEntry(label=curve.label, url=target.url, hints=hints, is_baseline_server=True, plan=plan)
     whole = sum(share for _, share in curve.mix)
-    known = all(profile.label in mean_na for profile, _ in curve.mix)
+    known = [(experts[profile.label], share) for profile, share in curve.mix if profile.label in experts]
+    shared = {one.consolidated for one, _ in known}
+    is_known = len(known) == len(curve.mix) and len(shared) == 1
     return ArmEntry(
         label=curve.label,
         url=target.url,
         hints={profile.label: (_sent(profile, target), share) for profile, share in curve.mix},
-        mean_na=sum(mean_na[profile.label] * share for profile, share in curve.mix) / whole if known else None,
+        mean_na=sum(one.mean_na * share for one, share in known) / whole if is_known else None,
+        consolidated=next(iter(shared)) if is_known else None,
         plan=plan,
     )
 
@@ -122,11 +137,24 @@ def parse_mix(text: str) -> list[tuple[Labelled, float]]:
     return mix
 
 
-def _mean_na(target: Target, wanted: list[Labelled], config: Path | None) -> dict[str, float]:
+def _experts(target: Target, wanted: list[Labelled], config: Path | None) -> dict[str, Experts]:
     """Of each profile; auto profiles have none, and none is known where the server's model is not."""
     if target.served is None:
         return {}
     policy, shape = target.served.policy(config), target.served.shape
     entries = resolve_all(wanted, policy, shape)
-    autos = {one.label for one in wanted if resolve(one.hint, policy, shape).levels}
-    return {entry.label: entry.mean_na for entry in entries if entry.label not in autos}
+    found = {}
+    for entry, one in zip(entries, wanted, strict=True):
+        hint = resolve(one.hint, policy, shape)
+        if not hint.levels:
+            found[entry.label] = Experts(entry.mean_na, _consolidated(hint, policy))
+    return found
+
+
+def _consolidated(hint: ResolvedHint, policy: Policy) -> Consolidated | None:
+    """Own experts are the mean over the layers, rounded: a schedule may consolidate in some alone."""
+    rule = policy.consolidation
+    if rule is None or not hint.decode.consolidates:
+        return None
+    own = np.where(hint.decode.own_first > 0, hint.decode.own_first, hint.decode.na)
+    return Consolidated(max(1, round(float(own.mean()))), rule.max_experts, rule.max_batch)

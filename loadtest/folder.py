@@ -18,6 +18,7 @@ from eval.results import PlanEntry, ResultsError, file_name, read_json
 from loadtest.load import Load
 from loadtest.record import Record, read_lines, to_lines
 from sglang_moe_opt.files import write_atomically
+from sglang_moe_opt.perfmodel.curve import Consolidated
 
 KIND: Literal["loadtest"] = "loadtest"
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,6 +48,7 @@ class ArmEntry(_Frozen):
         url: of the server.
         hints: label of each profile, with its hint (None sends none) and its share of the users.
         mean_na: routed experts per token, weighted by share; None where that is not known.
+        consolidated: how its decode steps share experts; None where they do not.
         is_baseline_server: another server than the one under test.
         plan: of its server; None where that has the whole model.
         memory: of its server once it was warm; None where that was not measured.
@@ -56,6 +58,7 @@ class ArmEntry(_Frozen):
     url: str
     hints: dict[str, tuple[Any, float]]
     mean_na: float | None = None
+    consolidated: Consolidated | None = None
     is_baseline_server: bool = False
     plan: PlanEntry | None = None
     memory: ServerMemory | None = None

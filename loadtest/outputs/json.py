@@ -84,8 +84,8 @@ def summary(analysis: Analysis) -> dict[str, Any]:
 
 def _run(run: Run) -> dict[str, Any]:
     what_ran = run.manifest.model_dump(mode="json", exclude={"kind", "version", "model_config_json"})
-    for arm in what_ran["arms"]:  # as before where there are no plans
-        for name in ("plan", "memory"):
+    for arm in what_ran["arms"]:  # as before where there are none
+        for name in ("consolidated", "plan", "memory"):
             if arm[name] is None:
                 del arm[name]
     return {"name": run.name, "folder": run.folder.name, "missing": list(run.missing), **what_ran}

@@ -17,7 +17,7 @@ from sglang_moe_opt.files import write_atomically
 from sglang_moe_opt.hints import resolve
 from sglang_moe_opt.layer_table import LayerTable
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.perfmodel.curve import Curve, make_curve
+from sglang_moe_opt.perfmodel.curve import Consolidated, Curve, make_curve
 from sglang_moe_opt.perfmodel.hardware import find_hardware
 from sglang_moe_opt.perfmodel.model import find_model
 from sglang_moe_opt.perfmodel.parallel import Parallelism
@@ -48,6 +48,9 @@ def predict(
     prune_plan: Annotated[list[Path] | None, typer.Option("--prune-plan", help="A plan's file; repeatable.")] = None,
     consolidate: Annotated[
         int | None, typer.Option(metavar="K0", help="A curve with each token's own K0 experts, the rest shared.")
+    ] = None,
+    max_experts: Annotated[
+        int | None, typer.Option(help="Of --consolidate: distinct experts that a step touches at least, if it can.")
     ] = None,
     statistics: Annotated[
         Path | None, typer.Option(help="Folder of moe-opt calibrate: how experts are chosen.")
@@ -99,8 +102,9 @@ def predict(
             return
         fitted = _parameters(setup, parameters, graph_max_batch, skew, str(model))
         read = ExpertStatistics.load(statistics) if statistics else None
+        consolidated = _consolidated(setup.model.shape, consolidate, max_experts)
         curves = _curves(
-            setup.model.shape, na, experts, schedule or [], hint or [], prune_plan or [], consolidate, read
+            setup.model.shape, na, experts, schedule or [], hint or [], prune_plan or [], consolidated, read
         )
         if count not in ("total", "output"):
             raise FieldError("--count", count, "total, output")
@@ -163,7 +167,7 @@ def _curves(
     schedules: Sequence[str],
     hints: Sequence[str],
     plans: Sequence[Path],
-    consolidate: int | None,
+    consolidated: Consolidated | None,
     statistics: ExpertStatistics | None,
 ) -> list[Curve]:
     """The product of --na and --experts first, its first curve being the baseline, then the others in turn."""
@@ -184,12 +188,23 @@ def _curves(
     for path in plans:
         plan = PrunePlan.load(path, verify=False)
         found.append(make_curve(shape, path.stem, na=counts[0], plan=plan, statistics=statistics))
-    if consolidate is not None:
-        found.append(make_curve(shape, f"k0 {consolidate}", k0=consolidate, **base))  # type: ignore[arg-type]
+    if consolidated is not None:
+        label = f"k0 {consolidated.k0}"
+        if consolidated.max_experts is not None:
+            label += f", up to {consolidated.max_experts}"
+        found.append(make_curve(shape, label, consolidated=consolidated, **base))  # type: ignore[arg-type]
     if len({curve.label for curve in found}) < len(found):
         labels = [curve.label for curve in found]
         raise FieldError("curves", next(one for one in labels if labels.count(one) > 1), "each curve once")
     return found
+
+
+def _consolidated(shape: MoEShape, k0: int | None, max_experts: int | None) -> Consolidated | None:
+    if max_experts is not None and k0 is None:
+        raise FieldError("--max-experts", max_experts, "only together with --consolidate")
+    if max_experts is not None and not 1 <= max_experts <= shape.num_experts:
+        raise FieldError("--max-experts", max_experts, f"an integer from 1 to {shape.num_experts}")
+    return None if k0 is None else Consolidated(k0, max_experts)
 
 
 def _tables(rule: object, shape: MoEShape) -> tuple[LayerTable, LayerTable]:

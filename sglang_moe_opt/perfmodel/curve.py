@@ -18,6 +18,19 @@ Layers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
+class Consolidated:
+    """Decode steps whose tokens share experts: each keeps its own k0, the other slots go where the batch is anyway.
+
+    max_experts: a step touches others too, up to so many distinct ones; None: the tokens' own alone.
+    max_batch: steps with more tokens run plainly; None: none do.
+    """
+
+    k0: int
+    max_experts: int | None = None
+    max_batch: int | None = None
+
+
+@dataclass(frozen=True)
 class Curve:
     """One way to serve. Every tuple has one entry for each MoE layer. Raises FieldError.
 
@@ -25,8 +38,7 @@ class Curve:
         label: as tables call it.
         na_prefill, na_decode: routed experts per token; means may be broken numbers.
         kept: experts that are loaded.
-        k0: of consolidation: a decoding token's own experts; the slots up to na_decode go to experts that the batch
-            touches anyway. None without.
+        consolidated: how decode steps share experts; None where they do not.
         popularity: relative popularity of each layer's kept experts, where it was measured; else that of
             `Parameters.routing_skew`.
     """
@@ -35,7 +47,7 @@ class Curve:
     na_prefill: Layers
     na_decode: Layers
     kept: tuple[int, ...]
-    k0: int | None = None
+    consolidated: Consolidated | None = None
     popularity: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +78,7 @@ def make_curve(
     tables: tuple[LayerTable, LayerTable] | None = None,
     experts: int | None = None,
     plan: PrunePlan | None = None,
-    k0: int | None = None,
+    consolidated: Consolidated | None = None,
     statistics: ExpertStatistics | None = None,
 ) -> Curve:
     """A curve on a model; what is not given is the model's own.
@@ -94,14 +106,14 @@ def make_curve(
         prefill, decode = (tuple(map(float, table.na.tolist())) for table in tables)
     if experts is not None and not shape.top_k <= experts <= shape.num_experts:
         raise FieldError("experts", experts, f"an integer from {shape.top_k} to {shape.num_experts}")
-    if k0 is not None and not 1 <= k0 <= shape.top_k:
-        raise FieldError("--consolidate", k0, f"an integer from 1 to {shape.top_k}")
+    if consolidated is not None and not 1 <= consolidated.k0 <= shape.top_k:
+        raise FieldError("--consolidate", consolidated.k0, f"an integer from 1 to {shape.top_k}")
     kept = (shape.num_experts if experts is None else experts,) * count
     if plan is not None:
         plan.check(shape, None)
         kept = tuple(len(plan.kept(layer)) for layer in shape.moe_layer_ids)
     popularity = None if statistics is None else _popularity(shape, statistics, plan, kept)
-    return Curve(label, prefill, decode, kept, k0, popularity)
+    return Curve(label, prefill, decode, kept, consolidated, popularity)
 
 
 def _popularity(

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.files import read_json
 from sglang_moe_opt.model_shape import MoEShape
-from sglang_moe_opt.perfmodel.curve import Curve, make_curve
+from sglang_moe_opt.perfmodel.curve import Consolidated, Curve, make_curve
 from sglang_moe_opt.schedule import Limits, PhasedSchedule, SkipSchedule
 
 CONCURRENCY: Final = "concurrency"
@@ -154,7 +154,10 @@ def arm_curve(arm: Mapping[str, Any], shape: MoEShape) -> Curve | None:
         curve = make_curve(shape, arm["label"], na=min(float(na), shape.top_k))
     else:
         curve = make_curve(shape, arm["label"], tables=tables)
-    return curve if plan is None else Curve(curve.label, curve.na_prefill, curve.na_decode, tuple(plan["kept"]))
+    if plan is not None:
+        curve = replace(curve, kept=tuple(plan["kept"]))
+    shared = arm.get("consolidated")
+    return curve if shared is None else replace(curve, consolidated=Consolidated(**shared))
 
 
 def _point(point: Mapping[str, Any], arms: Mapping[str, Curve | None]) -> MeasuredPoint | None:

@@ -81,20 +81,30 @@ def routed_experts(
 def distinct_by_layer(curve: Curve, batch: Batch, skew: float) -> list[tuple[float, float, float, int]]:
     """Of each MoE layer: routed experts per token, mean and variance of the distinct experts touched, experts kept.
 
-    Under consolidation a decoding token touches its own k0 experts only; the other slots go where the batch is anyway.
+    Under consolidation a decoding token touches its own k0 experts only, and what `max_experts` adds; the other slots
+    go where the batch is anyway.
     """
     na_by_layer: Layers = curve.na_prefill if batch.is_prefill else curve.na_decode
+    shared = None if batch.is_prefill else curve.consolidated
+    if shared is not None and shared.max_batch is not None and batch.tokens > shared.max_batch:
+        shared = None
     found = []
     for index, (na, kept) in enumerate(zip(na_by_layer, curve.kept, strict=True)):
-        own = na if batch.is_prefill or curve.k0 is None else min(na, curve.k0)
         if batch.distinct is not None:
             mean, variance = batch.distinct, 0.0
-        elif curve.popularity is None:
-            mean, variance = touched_by_skew(kept, own, batch.tokens, skew)
         else:
-            mean, variance = moments(touched(inclusion(curve.popularity[index], own), batch.tokens))
+            mean, variance = _touched(curve, index, na if shared is None else min(na, shared.k0), batch, skew)
+            if shared is not None and shared.max_experts is not None and mean < shared.max_experts:
+                mean, variance = min(_touched(curve, index, na, batch, skew), (float(shared.max_experts), 0.0))
         found.append((na, mean, variance, kept))
     return found
+
+
+def _touched(curve: Curve, index: int, na: float, batch: Batch, skew: float) -> tuple[float, float]:
+    """Mean and variance of the distinct experts of a layer that tokens with `na` each touch."""
+    if curve.popularity is None:
+        return touched_by_skew(curve.kept[index], na, batch.tokens, skew)
+    return moments(touched(inclusion(curve.popularity[index], na), batch.tokens))
 
 
 def weight_bytes(model: ServedModel, curve: Curve, split: Parallelism) -> float:

@@ -49,11 +49,11 @@ def test_every_kind_of_curve(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text(json.dumps(plan))
     result = run(
         *LITE, "--na", "6", "--schedule", "6,4,2,26", "--hint", '{"decode": {"na": 3}}', "--prune-plan",
-        str(tmp_path / "half.json"), "--consolidate", "3", "--concurrency", "16", "--json",
+        str(tmp_path / "half.json"), "--consolidate", "3", "--max-experts", "44", "--concurrency", "16", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     points = json.loads(result.stdout)["points"]
-    assert [p["label"] for p in points] == ["na 6", "6,4,2,26", '{"decode": {"na": 3}}', "half", "k0 3"]
+    assert [p["label"] for p in points] == ["na 6", "6,4,2,26", '{"decode": {"na": 3}}', "half", "k0 3, up to 44"]
     assert points[1]["na"] == pytest.approx(4.92, abs=0.01)
     assert points[3]["experts"] == 32
     assert all(p["speedup"] > 1 for p in points[1:])
@@ -128,6 +128,11 @@ def test_weights_that_do_not_fit_are_noted() -> None:
         ([*V3, "--na", "8", "--pays", "1.1"], "error: --pays: got 1.1, allowed: it together with curves beside na 8"),
         ([*V3, "--na", "a"], "error: --na: got 'a', allowed: numbers separated by commas"),
         ([*V3, "--experts", "4"], "error: experts: got 4, allowed: an integer from 8 to 256"),
+        ([*V3, "--max-experts", "9"], "error: --max-experts: got 9, allowed: only together with --consolidate"),
+        (
+            [*V3, "--consolidate", "1", "--max-experts", "0"],
+            "error: --max-experts: got 0, allowed: an integer from 1 to 256",
+        ),
         ([*V3, "--concurrency", "0"], "error: --concurrency: got 0"),
         ([*V3, "--concurrency", "2,x"], "error: --concurrency: got '2,x'"),
         ([*V3, "--input", "0"], "error: --input: got 0"),

@@ -11,8 +11,10 @@ from eval.endpoint import EndpointError
 from eval.plans import NamedPlan
 from eval.served import ServedModel
 from loadtest.arms import WHOLE, build_arms, parse_curves
+from loadtest.folder import ArmEntry
 from loadtest.target import Target
 from sglang_moe_opt.fields import FieldError
+from sglang_moe_opt.perfmodel.curve import Consolidated
 from sglang_moe_opt.plan import PrunePlan
 from sglang_moe_opt.shapes import ShapeSpec
 
@@ -84,3 +86,15 @@ def test_an_auto_profile_has_no_mean_na_of_its_own(tmp_path: Path) -> None:
     arms = build_arms(wanted, {WHOLE: target}, tmp_path / "policy.yaml")
     assert [arm.mean_na for arm in arms] == [served.shape.top_k, 2, None, None]
     assert arms[2].hints == {"auto": ("auto", 1.0)}
+
+
+def test_what_consolidates_is_known_by_its_own_experts(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        "profiles: {own1: {na: 4, consolidate: 1}, two: {na: 2}}\nconsolidation: {max_batch: 32, max_experts: 5}"
+    )
+    served = served_under("half")
+    wanted = parse_curves("full,own1", ["own1=1,two=1", "own1=1,full=1"], [], [])
+    arms = build_arms(wanted, {WHOLE: Target(served.url, "generate", "", served)}, tmp_path / "policy.yaml")
+    assert [arm.consolidated for arm in arms] == [None, Consolidated(1, 5, 32), None, None]
+    assert [arm.mean_na is None for arm in arms] == [False, False, True, True], "no one number says what a mix reads"
+    assert ArmEntry.model_validate_json(arms[1].model_dump_json()) == arms[1]

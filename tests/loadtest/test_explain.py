@@ -224,6 +224,18 @@ def test_several_runs_are_explained_each_by_itself(tmp_path: Path) -> None:
     assert found.notes == ("b: the model's config could not be read: bytes, operations and predictions are left out.",)
 
 
+def test_consolidating_arms_read_what_their_own_experts_touch(tmp_path: Path) -> None:
+    root = write_load(tmp_path / "run", {"full": 6.0, "own1": 6.0}, model=RANDOM).root
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["arms"][1]["consolidated"] = {"k0": 1}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    found = analyse([root]).explanation
+    shared, plain = (found.point(arm, Load.parse("c16")) for arm in ("own1", "full"))
+    assert shared is not None and plain is not None and shared.predicted_speedup is not None
+    assert shared.predicted_speedup > 1.3
+    assert shared.achieved.work.flops == pytest.approx(plain.achieved.work.flops)
+
+
 def test_random_weights_route_evenly_in_predictions(tmp_path: Path) -> None:
     for model, skew in ((RANDOM, 0.0), ("mini-v2", Fitted.default("cpu").values.routing_skew)):
         analysis = analyse([write_load(tmp_path / model, loads=("c4",), model=model).root])

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_moe_opt.fields import FieldError
-from sglang_moe_opt.perfmodel.curve import Curve, make_curve
+from sglang_moe_opt.perfmodel.curve import Consolidated, Curve, make_curve
 from sglang_moe_opt.perfmodel.hardware import PRESETS, Hardware
 from sglang_moe_opt.perfmodel.model import ServedModel, find_model
 from sglang_moe_opt.perfmodel.parallel import Parallelism, all_reduce_s, largest_of
 from sglang_moe_opt.perfmodel.parameters import SCALES, Parameters
 from sglang_moe_opt.perfmodel.roofline import decode_step
 from sglang_moe_opt.perfmodel.step import REGIMES, Setup, step_time
-from sglang_moe_opt.perfmodel.work import Batch, step_parts, weight_bytes
+from sglang_moe_opt.perfmodel.work import Batch, distinct_by_layer, step_parts, weight_bytes
 
 LITE = find_model("deepseek-v2-lite")
 V3 = find_model("deepseek-v3")
@@ -127,7 +127,7 @@ def test_consolidation_touches_no_more_than_its_own_experts_and_computes_all_slo
         {p.name: p for p in step_parts(LITE, curve, Parallelism(), decode(16), 0.0)}["experts"]
         for curve in (
             make_curve(LITE.shape, "full"),
-            make_curve(LITE.shape, "k0", k0=3),
+            make_curve(LITE.shape, "k0", consolidated=Consolidated(3)),
             make_curve(LITE.shape, "na", na=3),
         )
     )
@@ -135,6 +135,20 @@ def test_consolidation_touches_no_more_than_its_own_experts_and_computes_all_slo
     assert three.moved_bytes < shared.moved_bytes < full.moved_bytes
     slots = 26 * 16 * 3 * (3 * 2048 + 6 * 1408) * 2
     assert shared.moved_bytes - three.moved_bytes == pytest.approx(slots)
+
+
+def test_a_cap_adds_experts_and_large_steps_run_plainly() -> None:
+    def distinct(shared: Consolidated | None, tokens: int, na: float = 6) -> float:
+        curve = make_curve(LITE.shape, "", na=na, consolidated=shared)
+        return distinct_by_layer(curve, decode(tokens), 0.0)[0][1]
+
+    own, every = distinct(Consolidated(1), 16), distinct(None, 16)
+    assert own == pytest.approx(distinct(None, 16, 1)) and own < 24 < every
+    assert distinct(Consolidated(1, max_experts=24), 16) == 24
+    assert distinct(Consolidated(1, max_experts=8), 16) == own, "own experts are never taken away"
+    assert distinct(Consolidated(1, max_experts=64), 16) == every, "no more than the tokens want"
+    assert distinct(Consolidated(1, max_batch=16), 16) == own
+    assert distinct(Consolidated(1, max_batch=16), 17) == distinct(None, 17)
 
 
 def test_measured_popularity_is_used() -> None:
@@ -228,7 +242,7 @@ def test_wider_weights_are_more_bytes_and_no_more_operations(setup: Setup, batch
     [
         ({"na": 7}, "na: got 7, allowed: a number from 0 to 6"),
         ({"experts": 5}, "experts: got 5, allowed: an integer from 6 to 64"),
-        ({"k0": 0}, "--consolidate: got 0"),
+        ({"consolidated": Consolidated(0)}, "--consolidate: got 0"),
     ],
 )
 def test_curves_that_the_model_does_not_allow(arguments: dict[str, int], message: str) -> None:
