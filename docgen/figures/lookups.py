@@ -82,3 +82,9 @@ def distilled() -> Mapping[str, float]:
     tokens = [plan["method"]["distill"]["tokens"] for plan in plans]
     shares = ends(100 * count / training(model)["tokens"] for count, model in zip(tokens, MINI, strict=True))
     return {"v2": tokens[0] / 1e6, "v3": tokens[1] / 1e6, **shares}
+
+
+def sharing_loss(model: str, size: int, arm: str) -> float:
+    """Percent of bits per byte over the full model, so many requests decoding side by side."""
+    found = pick(load(f"consolidation_{model}.json")["by_batch"][str(size)], arm=arm)
+    return float(found["change_percent"]["value"])

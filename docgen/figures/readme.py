@@ -10,13 +10,16 @@ from docgen.figures.lookups import (
     guessed,
     loss,
     parameters,
+    point,
     requests,
+    sharing_loss,
     six_benchmarks,
+    speedup,
     training,
 )
 from docgen.results import load
 from docgen.sentences import Sentence
-from docgen.tables.speed import LOADTEST
+from docgen.tables.speed import CAPPED, LOADTEST
 
 PAGE = "README.md"
 
@@ -28,9 +31,9 @@ def _bandwidth() -> Mapping[str, float]:
 
 def _ours_over_others() -> Mapping[str, float]:
     ratios: dict[str, list[float]] = {"sglang": [], "llama.cpp": [], "moe-opt": []}
-    for point in load("bench/bench.json")["summary"]:
-        if point["server"] != "moe-opt":
-            ratios[point["server"]].append(point["ours_to_it_decode"]["median"])
+    for other in load("bench/bench.json")["summary"]:
+        if other["server"] != "moe-opt":
+            ratios[other["server"]].append(other["ours_to_it_decode"]["median"])
     llama = ends(ratios["llama.cpp"])
     return {**ends(ratios["sglang"]), "least": llama["low"], "most": llama["high"]}
 
@@ -41,6 +44,19 @@ def _pairs() -> Mapping[str, int]:
 
 
 SENTENCES = (
+    Sentence(
+        PAGE,
+        "it is {gain:.2f} times as fast as full at 32 requests with {experts:.0f} distinct experts a step",
+        lambda: {
+            "gain": speedup(32, "own1", CAPPED),
+            "experts": point(32, "own1", CAPPED)["metrics"]["distinct_experts"]["median"],
+        },
+    ),
+    Sentence(
+        PAGE,
+        "such sharing costs {v2:.1f} % of bits per byte on mini-v2 and {v3:.1f} % on mini-v3.",
+        lambda: {f"v{model[-1]}": sharing_loss(model, 32, "own 1 cap 32") for model in ("mini_v2", "mini_v3")},
+    ),
     Sentence(PAGE, "speed-ups paired by round with 95 % intervals. {requests:,} requests, none failed", requests),
     Sentence(PAGE, "memory bandwidth drifts between {low:.0f} and {high:.0f} GB/s within minutes", _bandwidth),
     Sentence(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from docgen.results import RESULTS, load, table
+from docgen.tables.speed import CAPPED, SHARED
 from sglang_moe_opt.auto.speedup import SpeedModel
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy
@@ -66,6 +67,18 @@ def pruned_speed_errors() -> str:
     heads = {name: name for name in ("48", "32", "16")} | {"others": f"all {found['errors']['others']['points']:.0f}"}
     kept, fitted = (_error_rows(found[key], heads) for key in ("errors_without_fitting", "errors"))
     return table(["", *heads.values()], [*kept, *([f"fitted: {head}", *cells] for head, *cells in fitted)])
+
+
+def consolidation_predicted() -> str:
+    """Speed-ups of consolidating arms over full, measured and predicted in their load tests' reports."""
+    rows = []
+    arms = (("two own experts", "own2", SHARED), ("one", "own1", SHARED), ("one, cap of 32", "own1", CAPPED))
+    for head, arm, file in arms:
+        points = {point["load"]: point for point in load(file)["explanation"]["points"] if point["arm"] == arm}
+        pairs = [points.get(c) for c in ("c16", "c32", "c64")]
+        cells = [f"{p['measured_speedup']:.2f} / {p['predicted_speedup']:.2f}" if p else "" for p in pairs]
+        rows.append([head, *cells])
+    return table(["measured / predicted", "c = 16", "32", "64"], rows)
 
 
 def _errors(errors: Mapping[str, Any], heads: Mapping[str, str]) -> str:
@@ -137,6 +150,7 @@ def auto_levels() -> str:
 TABLES = {
     "fitted_parameters": fitted_parameters,
     "table8_errors": table8_errors,
+    "consolidation_predicted": consolidation_predicted,
     "half_of_the_experts_predicted": half_of_the_experts_predicted,
     "loadtest_errors": loadtest_errors,
     "pruned_speed_errors": pruned_speed_errors,

@@ -9,6 +9,8 @@ from docgen.blocks import Table
 from docgen.results import load, load_csv, pick, quartiles, table, within
 
 LOADTEST = "loadtest_v2_lite/summary.json"
+SHARED = "consolidation_speed/summary.json"
+CAPPED = "consolidation_capped/summary.json"
 PRUNED_SPEED = "pruned_speed/summary.json"
 PAPERS_32 = {1: "1.05 at c = 2", 16: "1.41 at 12 to 32", 32: "1.41", 64: "1.27 at 128"}
 """Speed-up of 32 of 64 experts as the paper's text has it (arXiv 2505.03531), which has no table of it."""
@@ -156,14 +158,13 @@ def pruned_speed() -> str:
 
 def consolidation_speed() -> str:
     """Total tok/s, speed-ups and distinct experts under plain skipping and under consolidation."""
-    arms, file = ("full", "plain2", "own2", "own1"), "consolidation_speed/summary.json"
-    capped = "consolidation_capped/summary.json"
-    with_cap = {int(entry["value"]) for entry in load(capped)["loads"]}
+    arms = ("full", "plain2", "own2", "own1")
+    with_cap = {int(entry["value"]) for entry in load(CAPPED)["loads"]}
     rows = []
-    for c in (int(entry["value"]) for entry in load(file)["loads"]):
-        points = [_point(arm, c, file) for arm in arms]
+    for c in (int(entry["value"]) for entry in load(SHARED)["loads"]):
+        points = [_point(arm, c, SHARED) for arm in arms]
         if c in with_cap:
-            points.append(_point("own1", c, capped))
+            points.append(_point("own1", c, CAPPED))
         experts = [f"{point['metrics']['distinct_experts']['median']:.1f}" for point in points]
         rate = f"{points[0]['metrics']['total_tok_s']['median']:.0f}"
         ratios = [*map(_speedup, points[1:]), *[""] * (len(arms) + 1 - len(points))]
