@@ -19,8 +19,9 @@ from typing import Final, Literal
 from sglang_moe_opt.compat.reliance import read_hooks
 from sglang_moe_opt.compat.source import Source, SourceError
 from sglang_moe_opt.compat.symbols import find
-from sglang_moe_opt.patches import PatchError, PatchSet, SourceTree
+from sglang_moe_opt.patches import PatchSet, SourceTree
 from sglang_moe_opt.sglang_version import SUPPORTED, is_supported
+from sglang_moe_opt.unified_diff import PatchError
 
 State = Literal["ok", "warn", "fail"]
 

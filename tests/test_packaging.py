@@ -23,7 +23,8 @@ import pytest
 
 from sglang_moe_opt import __version__
 from sglang_moe_opt.patches import SourceTree
-from tests.test_patches import ROTARY, diff_of
+from tests.diffs import diff_of
+from tests.test_patches import ROTARY
 
 pytestmark = pytest.mark.slow
 

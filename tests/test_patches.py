@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -11,29 +10,20 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import sglang_moe_opt.patches as patches_module
 from sglang_moe_opt.cli.main import run
 from sglang_moe_opt.compat.pinned import Pinned
-from sglang_moe_opt.patches import PatchError, PatchSet, SourceTree, parse_diff
+from sglang_moe_opt.patches import PatchSet, SourceTree
 from sglang_moe_opt.sglang_version import is_supported
+from sglang_moe_opt.unified_diff import PatchError
+from tests.diffs import diff_of
 
 VERSION = "0.5.23"
 ROTARY = "sglang/srt/layers/rotary_embedding/base.py"
 SMALL = "sglang/small.py"
 SMALL_BEFORE = b"first\r\nsecond\nlast without an end"
 SMALL_AFTER = b"first\r\nSECOND\ninserted\nlast without an end, changed"
-
-
-def diff_of(path: str, before: bytes, after: bytes) -> str:
-    """A unified diff as `git diff` writes it, the remark about a missing last line end included."""
-    lines = []
-    sides = [patches_module._lines(side) for side in (before, after)]
-    for line in difflib.diff_bytes(difflib.unified_diff, *sides, f"a/{path}".encode(), f"b/{path}".encode()):
-        lines.append(line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n")
-    return b"".join(lines).decode()
 
 
 def make_tree(root: Path, version: str = VERSION) -> SourceTree:
@@ -171,49 +161,6 @@ def test_hard_linked_copies_and_file_modes_are_left_alone(tmp_path: Path, tree: 
     series.apply(tree)
     assert cached.read_bytes() == SMALL_BEFORE
     assert stat.S_IMODE((tree.root / SMALL).stat().st_mode) == 0o640
-
-
-def test_context_must_match_at_the_named_line() -> None:
-    (diff,) = parse_diff(diff_of("sglang/x.py", b"a\nb\nc\n", b"a\nB\nc\n").encode())
-    assert diff.apply(b"a\nb\nc\n") == b"a\nB\nc\n"
-    with pytest.raises(PatchError, match=r"sglang/x\.py: line 1 is not what the patch expects"):
-        diff.apply(b"new\na\nb\nc\n")
-
-
-@given(*[st.lists(st.sampled_from([b"\n", b"\r", b"a", b"b", b"-", b"+", b"@@ ", b"\\", b"--- "])).map(b"".join)] * 2)
-def test_any_diff_goes_forth_and_back(before: bytes, after: bytes) -> None:
-    if before == after:
-        return
-    (diff,) = parse_diff(diff_of_bytes(before, after))
-    assert diff.apply(before) == after
-    assert diff.reversed().apply(after) == before
-
-
-def diff_of_bytes(before: bytes, after: bytes) -> bytes:
-    sides = [patches_module._lines(side) for side in (before, after)]
-    lines = difflib.diff_bytes(difflib.unified_diff, *sides, b"a/sglang/x", b"b/sglang/x")
-    return b"".join(line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("no diff at all\n", "holds no unified diff"),
-        ("--- /dev/null\n+++ b/sglang/new.py\n@@ -0,0 +1 @@\n+x\n", "creates or deletes a file"),
-        ("--- a/sglang/x.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n", "creates or deletes a file"),
-        ("--- a/sglang/x.py\n+++ b/sglang/y.py\n@@ -1 +1 @@\n-x\n+y\n", "renames"),
-        ("--- a/../etc/passwd\n+++ b/../etc/passwd\n@@ -1 +1 @@\n-x\n+y\n", "paths go from sglang/ on"),
-        ("--- a/sglang/../../x\n+++ b/sglang/../../x\n@@ -1 +1 @@\n-x\n+y\n", "paths go from sglang/ on"),
-        ("--- /sglang/x.py\n+++ /sglang/x.py\n@@ -1 +1 @@\n-x\n+y\n", "paths go from sglang/ on"),
-        ("--- a/sglang/x.py\n+++ b/sglang/x.py\n", "has no hunk"),
-        ("--- a/sglang/x.py\n+++ b/sglang/x.py\n@@ -1,3 +1 @@\n-x\n+y\n", "says 3 old and 1 new lines"),
-        ("--- a/sglang/x.py\n+++ b/sglang/x.py\n@@ broken @@\n-x\n+y\n", "not a hunk header"),
-        ("@@ -1 +1 @@\n-x\n+y\n", "a hunk without a file"),
-    ],
-)
-def test_malformed_patches_are_refused(text: str, message: str) -> None:
-    with pytest.raises(PatchError, match=message):
-        parse_diff(text.encode())
 
 
 def test_a_series_out_of_step_with_its_checksums_is_refused(tree: SourceTree, series: PatchSet) -> None:

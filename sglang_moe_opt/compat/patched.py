@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 from sglang_moe_opt.compat.item import Item
 from sglang_moe_opt.compat.source import Source
-from sglang_moe_opt.patches import FileDiff, PatchError, PatchSet
+from sglang_moe_opt.patches import PatchSet
+from sglang_moe_opt.unified_diff import FileDiff, PatchError, parse_diff
 
 
 def patch_items(source: Source, patches: PatchSet) -> Iterator[Item]:
@@ -30,8 +31,6 @@ def patch_items(source: Source, patches: PatchSet) -> Iterator[Item]:
 
 
 def _changes(patches: PatchSet, name: str, path: str) -> bool:
-    from sglang_moe_opt.patches import parse_diff
-
     return any(diff.path == path for diff in parse_diff((patches.folder / name).read_bytes(), name))
 
 
