@@ -25,7 +25,6 @@ from sglang_moe_opt.unified_diff import PatchError
 
 State = Literal["ok", "warn", "fail"]
 
-DISTRIBUTION: Final = "sglang-moe-opt"
 PLUGIN_GROUP: Final = "sglang.srt.plugins"
 PLUGIN: Final = "moe_opt"
 # A server of a small model; see the design, "Models used here".

@@ -72,12 +72,23 @@ class LayerTable:
     @cached_property
     def is_static(self) -> bool:
         """How many experts a token gets depends neither on its weights nor on its company."""
-        return not (self.min_na.any() or self.consolidates)
+        return not (self.weighs or self.consolidates)
 
     @cached_property
     def consolidates(self) -> bool:
         """In some layer a token's experts depend on the batch."""
         return bool(self.own_first.any())
+
+    @cached_property
+    def weighs(self) -> bool:
+        """In some layer how many experts a token gets depends on its weights."""
+        return bool(self.min_na.any())
+
+    @cached_property
+    def drops(self) -> bool:
+        """In some layer experts are dropped without regard to the batch."""
+        alone = self.own_first == 0
+        return bool((alone & ((self.na < self.top_k) | (self.min_na > 0))).any())
 
     @property
     def own_first(self) -> NDArray[np.int32]:

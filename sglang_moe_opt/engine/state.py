@@ -152,11 +152,11 @@ class EngineState:
         step.sample = sample
         step.uniform = None if self.always_on else self._uniform(plan)
         step.active = self.always_on or (bool(tables) and step.uniform is None)
-        step.dynamic = self.always_on or any(t.min_na.any() for t in tables.values())
+        step.dynamic = self.always_on or any(t.weighs for t in tables.values())
         step.consolidates = self.consolidator is not None and (
             self.always_on or any(t.consolidates for t in tables.values())
         )
-        step.drops = self.always_on or any(_drops(t) for t in tables.values())
+        step.drops = self.always_on or any(t.drops for t in tables.values())
         step.width = None if self.always_on else self._width(plan, tables)
         if sample:
             self.stats.touched.zero_()
@@ -206,11 +206,6 @@ class EngineState:
         if plan is None or not tables or FULL_ROW in plan.tokens_by_row:
             return None
         return np.max([t.na for t in tables.values()], axis=0)
-
-
-def _drops(table: LayerTable) -> bool:
-    plain = table.own_first == 0
-    return bool((plain & ((table.na < table.top_k) | (table.min_na > 0))).any())
 
 
 _state: EngineState | None = None
