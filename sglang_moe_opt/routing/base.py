@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,20 +58,39 @@ class RoutingTable:
         rescale: ArrayLike,
     ) -> None:
         """Overwrite one row in place; every argument is an array [L]."""
-        num_rows, num_layers = self.na.shape
+        write_columns(
+            row,
+            {
+                "na": (self.na, na),
+                "min_ratio": (self.min_ratio, min_ratio),
+                "top_p": (self.top_p, top_p),
+                "min_na": (self.min_na, min_na),
+                "rescale": (self.rescale, rescale),
+            },
+        )
+
+
+def write_columns(row: int, columns: Mapping[str, tuple[Tensor, ArrayLike]]) -> None:
+    """Overwrite one row [L] of each tensor [S, L] in place, by name.
+
+    All are checked before any is written: a bad call must not leave half a schedule behind.
+
+    Raises:
+        IndexError: there is no such row.
+        ValueError: an array has another length.
+    """
+    values = []
+    for name, (target, column) in columns.items():
+        num_rows, num_layers = target.shape
         if not 0 <= row < num_rows:
             raise IndexError(f"row {row} is not in the table's 0..{num_rows - 1}")
-        columns = {"na": na, "min_ratio": min_ratio, "top_p": top_p, "min_na": min_na, "rescale": rescale}
-        # All five are checked before any is written: a bad call must not leave half a schedule behind.
-        values = {}
-        for name, column in columns.items():
-            target: Tensor = getattr(self, name)
-            # A copy: torch refuses to wrap read-only arrays.
-            values[name] = np.array(column, dtype=np.int32 if target.dtype == torch.int32 else np.float32)
-            if values[name].shape != (num_layers,):
-                raise ValueError(f"{name} has shape {values[name].shape}; the table has {num_layers} layers")
-        for name, value in values.items():
-            getattr(self, name)[row].copy_(torch.from_numpy(value))
+        # A copy: torch refuses to wrap read-only arrays.
+        value = np.array(column, dtype=np.int32 if target.dtype == torch.int32 else np.float32)
+        if value.shape != (num_layers,):
+            raise ValueError(f"{name} has shape {value.shape}; the table has {num_layers} layers")
+        values.append((target, value))
+    for target, value in values:
+        target[row].copy_(torch.from_numpy(value))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from sglang_moe_opt.routing.base import Choice, RoutingStats
 from sglang_moe_opt.routing.consolidate_kernels import fill_kernel, mark_kernel
 from sglang_moe_opt.routing.consolidation import ActiveSet, ConsolidationTable, FillRule
-from sglang_moe_opt.routing.triton_kernel import BLOCK_E
+from sglang_moe_opt.routing.triton_kernel import BLOCK_E, row_strides
 
 EXPERTS_PER_PROGRAM = 32
 SLOTS_PER_STEP = 64
@@ -46,16 +46,7 @@ def consolidate(
     num_slots, num_experts = width - num_shared, choice.logits.shape[1]
     if num_tokens == 0 or num_slots == 0:
         return
-    matrices = {"weights": weights, "ids": ids, "choice.logits": choice.logits, "logical_ids": logical_ids}
-    for name, matrix in matrices.items():
-        if matrix is not None and matrix.shape[1] > 1 and matrix.stride(1) != 1:
-            raise ValueError(f"{name} has column stride {matrix.stride(1)}; the kernel reads adjacent columns")
-    strides = (
-        weights.stride(0),
-        ids.stride(0),
-        0 if logical_ids is None else logical_ids.stride(0),
-        choice.logits.stride(0),
-    )
+    strides = row_strides(weights, ids, logical_ids, choice)
     flags = {
         "SCORING": choice.scoring,
         "HAS_BIAS": choice.bias is not None,
@@ -79,7 +70,8 @@ def consolidate(
         **mark,
         **flags,
     )
-    has_stats = stats is not None and stats.filled is not None
+    counted = stats is not None and stats.filled is not None
+    counters = (stats.kept, stats.filled, stats.touched) if counted and stats is not None else (None, None, None)
     fill_kernel[(num_tokens,)](
         *routing,
         table.k0,
@@ -87,9 +79,7 @@ def consolidate(
         table.rescale,
         scratch.ids,
         scratch.demand,
-        stats.kept if has_stats and stats is not None else None,
-        stats.filled if has_stats and stats is not None else None,
-        stats.touched if has_stats and stats is not None else None,
+        *counters,
         layer,
         layers,
         num_experts,
@@ -100,5 +90,5 @@ def consolidate(
         **fill,
         **flags,
         HAS_GROUPS=rule.num_groups > 1,
-        HAS_STATS=has_stats,
+        HAS_STATS=counted,
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sglang_moe_opt.routing.base import Choice, RoutingStats
+from sglang_moe_opt.routing.base import Choice, RoutingStats, write_columns
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,7 @@ class ConsolidationTable:
 
     def write_row(self, row: int, k0: ArrayLike, na: ArrayLike, rescale: ArrayLike) -> None:
         """Overwrite one row in place; every argument is an array [L]."""
-        for target, values in ((self.k0, k0), (self.na, na), (self.rescale, rescale)):
-            # A copy: torch refuses to wrap read-only arrays.
-            column = np.array(values, dtype=np.int32 if target.dtype == torch.int32 else np.float32)
-            target[row].copy_(torch.from_numpy(column))
+        write_columns(row, {"k0": (self.k0, k0), "na": (self.na, na), "rescale": (self.rescale, rescale)})
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,24 @@ def launch_shape(num_slots: int) -> dict[str, int]:
     }
 
 
+def row_strides(weights: Tensor, ids: Tensor, logical_ids: Tensor | None, choice: Choice) -> tuple[int, int, int, int]:
+    """Elements from one token to the next in weights, ids, logical ids (0 without) and logits, as kernels take them.
+
+    Raises:
+        ValueError: a row's columns are not adjacent.
+    """
+    matrices = {"weights": weights, "ids": ids, "logical_ids": logical_ids, "choice.logits": choice.logits}
+    for name, matrix in matrices.items():
+        if matrix is not None and matrix.shape[1] > 1 and matrix.stride(1) != 1:
+            raise ValueError(f"{name} has column stride {matrix.stride(1)}; the kernel reads adjacent columns")
+    return (
+        weights.stride(0),
+        ids.stride(0),
+        0 if logical_ids is None else logical_ids.stride(0),
+        choice.logits.stride(0),
+    )
+
+
 def apply_skip(
     weights: Tensor,
     ids: Tensor,
@@ -196,10 +214,7 @@ def apply_skip(
     num_slots = width - num_shared
     if num_tokens == 0 or num_slots == 0:
         return
-    matrices = {"weights": weights, "ids": ids, "choice.logits": choice.logits, "logical_ids": logical_ids}
-    for name, matrix in matrices.items():
-        if matrix is not None and matrix.shape[1] > 1 and matrix.stride(1) != 1:
-            raise ValueError(f"{name} has column stride {matrix.stride(1)}; the kernel reads adjacent columns")
+    strides = row_strides(weights, ids, logical_ids, choice)
     shape = launch_shape(num_slots)
     apply_skip_kernel[(triton.cdiv(num_tokens, shape["BLOCK_T"]),)](
         weights,
@@ -219,10 +234,7 @@ def apply_skip(
         layer,
         table.na.shape[1],
         choice.logits.shape[1],
-        weights.stride(0),
-        ids.stride(0),
-        0 if logical_ids is None else logical_ids.stride(0),
-        choice.logits.stride(0),
+        *strides,
         scale,
         **shape,
         SCORING=choice.scoring,

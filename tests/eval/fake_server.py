@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.serving import serving
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -37,18 +37,11 @@ class FakeServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@contextmanager
-def fake_server(model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None) -> Iterator[FakeServer]:
+def fake_server(
+    model: Path, fault: str = "none", failures: int = 0, plan: Path | None = None
+) -> AbstractContextManager[FakeServer]:
     """Serve until the block ends."""
-    server = FakeServer(model, fault, failures, plan)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(FakeServer(model, fault, failures, plan))
 
 
 def logprob(before: int, token: int, hint: Any) -> float:

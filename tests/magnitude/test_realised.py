@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from sglang_moe_opt.magnitude import realised as module
 from sglang_moe_opt.magnitude.realised import first_pieces, realised
+from tests.serving import serving
 
 PIECES = [np.arange(length, dtype=np.int32) for length in (5, 3, 7, 1)] * 10
 KEPT_OF_8, CACHED = 3, 1
@@ -66,11 +66,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with serving(Server()) as server:
         yield server
-        server.shutdown()
 
 
 def test_the_mean_is_of_what_was_sent(server: Server) -> None:

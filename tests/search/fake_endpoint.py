@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from typing import Any
+
+from tests.serving import serving
 
 TOP_K = 4
 
@@ -34,18 +35,9 @@ class FakeEndpoint(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@contextmanager
-def fake_endpoint(fault: str = "none", count: int = 0) -> Iterator[FakeEndpoint]:
+def fake_endpoint(fault: str = "none", count: int = 0) -> AbstractContextManager[FakeEndpoint]:
     """Serve until the block ends."""
-    server = FakeEndpoint(fault, count)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(FakeEndpoint(fault, count))
 
 
 def logprob(before: int, token: int, layers: list[int]) -> float:

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreted kernel cannot be compiled", allow_module_level=True)
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from sglang_moe_opt.routing.consolidate_kernels import fill_kernel, mark_kernel
 from sglang_moe_opt.routing.consolidate_triton import launch_shapes
+from tests.routing.aot.compiling import ARCHITECTURES, compiled
 from tests.routing.cases import ROUTERS
 
-ARCHITECTURES = (80, 90)
 MODELS = ((6, 64, 1), (8, 256, 8))
 """Slots, experts and groups of DeepSeek-V2-Lite and DeepSeek-V3."""
 MAX_REGISTERS = 168
@@ -64,19 +57,6 @@ class Figures:
     shared_bytes: int
 
 
-def compiled(kernel: Any, arch: int, constants: dict[str, Any], directory: Path) -> tuple[dict[str, int], str]:
-    """Compile; return its resource usage by name (REG, STACK, LOCAL, SHARED) and the PTX."""
-    given = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types = {name: "constexpr" if name in given else POINTERS.get(name, "i32") for name in kernel.arg_names}
-    done = triton.compile(ASTSource(kernel, types, given), target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
-    cubin = directory / "kernel.cubin"
-    cubin.write_bytes(done.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    return found | {"SHARED": done.metadata.shared}, done.asm["ptx"]
-
-
 def test_no_variant_spills(tmp_path: Path) -> None:
     figures = []
     for arch in ARCHITECTURES:
@@ -88,7 +68,7 @@ def test_no_variant_spills(tmp_path: Path) -> None:
                     flags |= {} if biased else {"bias_ptr": None}
                     shapes = launch_shapes(slots, experts)
                     for kernel, shape in zip((mark_kernel, fill_kernel), shapes, strict=True):
-                        usage, ptx = compiled(kernel, arch, flags | shape, tmp_path)
+                        usage, ptx = compiled(kernel, arch, flags | shape, POINTERS, tmp_path)
                         if kernel is fill_kernel:
                             first_store = ptx.partition("st.global")[0]
                             assert "bar.sync" in first_store, "a warp may overwrite what another has yet to load"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,14 +15,10 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreted kernel cannot be compiled", allow_module_level=True)
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from sglang_moe_opt.routing.triton_kernel import apply_skip_kernel, launch_shape
+from tests.routing.aot.compiling import ARCHITECTURES, compiled
 from tests.routing.cases import ROUTERS
 
-ARCHITECTURES = (80, 90)
 # Shared columns never reach the kernel: 8 + 1 columns are the 8-slot kernel on rows 9 wide.
 VARIANTS = [(slots, *router) for slots in (6, 8) for router in ROUTERS] + [(16, "softmax", True), (16, "sigmoid", True)]
 MAX_REGISTERS = 128
@@ -44,7 +38,24 @@ class Figures:
     shared_bytes: int
 
 
-def compiled(arch: int, num_slots: int, scoring: str, biased: bool, dynamic: bool, directory: Path) -> dict[str, int]:
+POINTERS = {
+    "weights_ptr": "*fp32",
+    "ids_ptr": "*i32",
+    "logits_ptr": "*fp32",
+    "bias_ptr": "*fp32",
+    "rows_ptr": "*i32",
+    "na_ptr": "*i32",
+    "min_ratio_ptr": "*fp32",
+    "top_p_ptr": "*fp32",
+    "min_na_ptr": "*i32",
+    "rescale_ptr": "*fp32",
+    "kept_ptr": "*i32",
+    "touched_ptr": "*i32",
+    "scale": "fp32",
+}
+
+
+def usage_of(arch: int, num_slots: int, scoring: str, biased: bool, dynamic: bool, directory: Path) -> dict[str, int]:
     """Compile one variant; return its resource usage by name (REG, STACK, LOCAL, SHARED)."""
     constants = launch_shape(num_slots) | {
         "SCORING": scoring,
@@ -54,37 +65,12 @@ def compiled(arch: int, num_slots: int, scoring: str, biased: bool, dynamic: boo
         "DYNAMIC": dynamic,
         "logical_ids_ptr": None,
     }
-    pointers = {
-        "weights_ptr": "*fp32",
-        "ids_ptr": "*i32",
-        "logits_ptr": "*fp32",
-        "bias_ptr": "*fp32",
-        "rows_ptr": "*i32",
-        "na_ptr": "*i32",
-        "min_ratio_ptr": "*fp32",
-        "top_p_ptr": "*fp32",
-        "min_na_ptr": "*i32",
-        "rescale_ptr": "*fp32",
-        "kept_ptr": "*i32",
-        "touched_ptr": "*i32",
-        "scale": "fp32",
-    }
     if not biased:
         constants["bias_ptr"] = None
-    types = {
-        name: "constexpr" if name in constants else pointers.get(name, "i32") for name in apply_skip_kernel.arg_names
-    }
-    source = ASTSource(apply_skip_kernel, types, constants)
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
-    # Without a device Triton leaves n_regs and n_spills unset; the bundled tool reads them from the binary.
-    cubin = directory / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    loads_then_stores = kernel.asm["ptx"].partition("st.global")[0].rpartition("ld.global")[2]
+    usage, ptx = compiled(apply_skip_kernel, arch, constants, POINTERS, directory)
+    loads_then_stores = ptx.partition("st.global")[0].rpartition("ld.global")[2]
     assert "bar.sync" in loads_then_stores, "a warp may overwrite what another has yet to load"
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    return found | {"SHARED": kernel.metadata.shared}
+    return usage
 
 
 def test_no_variant_spills(tmp_path: Path) -> None:
@@ -92,7 +78,7 @@ def test_no_variant_spills(tmp_path: Path) -> None:
     for arch in ARCHITECTURES:
         for num_slots, scoring, biased in VARIANTS:
             for dynamic in (False, True):
-                usage = compiled(arch, num_slots, scoring, biased, dynamic, tmp_path)
+                usage = usage_of(arch, num_slots, scoring, biased, dynamic, tmp_path)
                 router = scoring + ("+bias" if biased else "")
                 used = (usage[name] for name in ("REG", "STACK", "LOCAL", "SHARED"))
                 figures.append(Figures(f"sm_{arch}", num_slots, router, dynamic, *used))
