@@ -11,7 +11,6 @@ burst of one token each.
 from __future__ import annotations
 
 import json
-import re
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from loadtest.probe import Probe
 from loadtest.results import provenance, write_json
 from loadtest.servers import Running, running, server
 from sglang_moe_opt.cli.serve import has_accelerator, resolve_model
+from sglang_moe_opt.exposition import total
 from sglang_moe_opt.model_shape import MoEShape
 
 FIRST_PORT = 30860
@@ -181,9 +181,8 @@ class _Bench:
 def _distinct_experts(client: httpx.Client, url: str) -> tuple[float, float]:
     """Sum and number of the decode steps' counts so far."""
     text = client.get(url + "/metrics").raise_for_status().text
-    found = re.findall(r'^sglang_moe_opt_unique_experts_(sum|count)\{phase="decode"[^}]*\} (\S+)', text, re.MULTILINE)
-    values = {kind: float(value) for kind, value in found}
-    return values.get("sum", 0.0), values.get("count", 0.0)
+    of, number = (total(text, f"sglang_moe_opt_unique_experts_{kind}", phase="decode") for kind in ("sum", "count"))
+    return of or 0.0, number or 0.0
 
 
 def _start(

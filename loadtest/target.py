@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from eval.served import ServedModel, connect
 from loadtest.api import APIS, Ask
 from loadtest.burst import flush_cache
 from loadtest.folder import ServerSide
+from sglang_moe_opt.exposition import total
 from sglang_moe_opt.fields import FieldError
 
 POLL_S = 0.5
@@ -150,12 +150,12 @@ class Watch:
         )
 
 
-_COUNTERS = {
-    "unique_sum": r'sglang_moe_opt_unique_experts_sum\{[^}]*phase="decode"[^}]*\}',
-    "unique_count": r'sglang_moe_opt_unique_experts_count\{[^}]*phase="decode"[^}]*\}',
-    "kept": r"sglang_moe_opt_slots_kept_total\{[^}]*\}",
-    "offered": r"sglang_moe_opt_slots_offered_total\{[^}]*\}",
-    "generated": r"sglang:generation_tokens_total\{[^}]*\}",
+_COUNTERS: Mapping[str, tuple[str, dict[str, str]]] = {
+    "unique_sum": ("sglang_moe_opt_unique_experts_sum", {"phase": "decode"}),
+    "unique_count": ("sglang_moe_opt_unique_experts_count", {"phase": "decode"}),
+    "kept": ("sglang_moe_opt_slots_kept_total", {}),
+    "offered": ("sglang_moe_opt_slots_offered_total", {}),
+    "generated": ("sglang:generation_tokens_total", {}),
 }
 
 
@@ -165,10 +165,10 @@ def _counters(client: httpx.Client, target: Target) -> dict[str, float]:
         return {}
     try:
         text = client.get(target.url + "/metrics").raise_for_status().text
-    except httpx.HTTPError:
+        found = {name: total(text, counter, **labels) for name, (counter, labels) in _COUNTERS.items()}
+    except (httpx.HTTPError, ValueError):
         return {}
-    found = {name: re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE) for name, pattern in _COUNTERS.items()}
-    return {name: sum(map(float, values)) for name, values in found.items() if values}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _ratio(moved: dict[str, float], top: str, bottom: str) -> float | None:

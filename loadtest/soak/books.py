@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from loadtest.soak.ledger import Ledger
+from sglang_moe_opt.exposition import samples
 
-_SAMPLE: Final = re.compile(r"^(sglang_moe_opt_\w+?)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
-_LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 Series = tuple[str, frozenset[tuple[str, str]]]
+_OURS: Final = "sglang_moe_opt_"
 _LEFT: Final = 400
 _OFTEN_ADDED: Final = frozenset({"pid"})
 
@@ -40,9 +39,10 @@ class Check:
 def parse(text: str) -> Counter[Series]:
     """Our counters in an exposition of Prometheus, summed over the processes."""
     found: Counter[Series] = Counter()
-    for name, labels, value in _SAMPLE.findall(text):
-        kept = frozenset((key, item) for key, item in _LABEL.findall(labels) if key not in _OFTEN_ADDED)
-        found[name, kept] += float(value)  # type: ignore[assignment]
+    for sample in samples(text):
+        if sample.name.startswith(_OURS):
+            kept = frozenset((key, item) for key, item in sample.labels.items() if key not in _OFTEN_ADDED)
+            found[sample.name, kept] += sample.value  # type: ignore[assignment]
     return found
 
 
@@ -127,4 +127,4 @@ def _seen(name: str, number: int, ledger: Ledger, found: int) -> Check:
 
 
 def _name(name: str) -> str:
-    return f"sglang_moe_opt_{name}_total"
+    return f"{_OURS}{name}_total"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_moe_opt.exposition import total
 from sglang_moe_opt.policy import CUSTOM
 
 Pieces = Sequence[NDArray[np.int32]]
@@ -23,7 +23,6 @@ PATIENCE_S: Final = 60.0
 """Within which the counters must show what was sent."""
 SETTLED_S: Final = 0.25
 """Counters that stay the same for so long have all of what was sent before."""
-_COUNTER: Final = r'^sglang_moe_opt_{name}_total\{{[^}}]*profile="{profile}"[^}}]*\}} (\S+)$'
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,7 @@ def _counters(client: httpx.Client) -> dict[str, float]:
     """Tokens, slots kept and slots offered so far under custom schedules."""
     try:
         text = client.get("/metrics").raise_for_status().text
-    except httpx.HTTPError as error:
+        names = ("tokens", "slots_kept", "slots_offered")
+        return {name: total(text, f"sglang_moe_opt_{name}_total", profile=CUSTOM) or 0.0 for name in names}
+    except (httpx.HTTPError, ValueError) as error:
         raise RuntimeError(f"{client.base_url}: no /metrics there ({error})") from None
-    found = {}
-    for name in ("tokens", "slots_kept", "slots_offered"):
-        values = re.findall(_COUNTER.format(name=name, profile=CUSTOM), text, re.MULTILINE)
-        found[name] = sum(map(float, values))
-    return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 from typing import Any, Final
 
 from sglang_moe_opt.schedule_limits import Rescale
@@ -112,9 +114,6 @@ def rounded_to(values: Sequence[float], total: int, lowest: int, highest: int) -
 
 
 def _places(layers: int, count: int) -> Iterator[frozenset[int]]:
-    from itertools import combinations
-    from math import comb
-
     if comb(layers, count) <= 64:
         yield from map(frozenset, combinations(range(layers), count))
         return

@@ -10,7 +10,7 @@ predict schedules that were not fitted better than without. Nothing here knows w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -150,9 +150,7 @@ def _score(
             absolute.append(difference)
             relative.append(difference / _spread(one, MIX_ERROR))
     error = float(np.sqrt(np.mean(np.square(absolute))))
-    return float(np.sqrt(np.mean(np.square(relative)))), LayerCosts(
-        whole.lowest, whole.terms, whole.curvature, whole.neighbours, error
-    )
+    return float(np.sqrt(np.mean(np.square(relative)))), replace(whole, error=error)
 
 
 def _fit(

@@ -69,7 +69,7 @@ class Search:
         mixes = self.space.mixes(self.settings.mixes, (low, high), rescale, self.settings.seed)
         self.measure("single layers", singles)
         self.measure("mixes", mixes)
-        self._seen = dict.fromkeys([*singles, *mixes, *self._uniform_known(rescale)])
+        self._seen = dict.fromkeys([*singles, *mixes, *self._measured(rescale)])  # plain ones belong to the fit, too
         if self.max_loss is not None:
             return self._cheapest(singles, mixes, rescale)
         costs = self._refine(self.budget.limit, rescale)
@@ -264,14 +264,10 @@ class Search:
 
     def _inside(self, limit: float, rescale: Rescale) -> list[Candidate]:
         """Measured schedules within the limit."""
-        return [
-            one
-            for one in self.fit_text.nats
-            if one.rescale == rescale and one != self.space.full and self._spent(one) <= limit * (1 + 1e-9)
-        ]
+        return [one for one in self._measured(rescale) if self._spent(one) <= limit * (1 + 1e-9)]
 
-    def _uniform_known(self, rescale: Rescale) -> list[Candidate]:
-        """Plain schedules measured under this rescale: they belong to the fit as well."""
+    def _measured(self, rescale: Rescale) -> list[Candidate]:
+        """Schedules measured under this rescale."""
         return [one for one in self.fit_text.nats if one.rescale == rescale and one != self.space.full]
 
     def _spent(self, one: Candidate) -> float:

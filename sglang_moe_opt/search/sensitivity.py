@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_moe_opt.schedule_limits import Rescale
-from sglang_moe_opt.search.candidate import Candidate
+from sglang_moe_opt.search.candidate import Candidate, rounded_to
 from sglang_moe_opt.search.layer_costs import Observation
 
 Array = NDArray[np.float64]
@@ -164,8 +164,6 @@ class Space:
 
     def nearest(self, values: Sequence[float] | Array, total: int) -> list[int]:
         """Whole numbers within bounds that sum to `total`, near the values."""
-        from sglang_moe_opt.search.candidate import rounded_to
-
         return rounded_to(np.clip(values, self.lowest, self.top_k).tolist(), total, self.lowest, self.top_k)
 
     def _with(self, index: int, na: int, rescale: Rescale) -> Candidate:

@@ -23,6 +23,7 @@ import pytest
 from checkpoints import checkpoint, has_text
 from plans import write_plan
 
+from sglang_moe_opt.exposition import total
 from sglang_moe_opt.launch import plan_launch
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.plan import PrunePlan
@@ -188,12 +189,7 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that carry these labels, 0 where there are none."""
-        total = 0.0
-        for line in self.client.get("/metrics").text.splitlines():
-            series, _, value = line.rpartition(" ")
-            if series.partition("{")[0] == name and all(f'{key}="{text}"' in series for key, text in labels.items()):
-                total += float(value)
-        return total
+        return total(self.client.get("/metrics").text, name, **labels) or 0.0
 
     def is_well(self) -> bool:
         """Whether it still answers a normal request."""
