@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from docgen.figures.lookups import loss, point, sharing_loss, speedup
+from docgen.figures.lookups import loss, sharing_loss, speedup
 from docgen.results import half, load
 from docgen.sentences import Sentence
-from docgen.tables.speed import CAPPED, SHARED
+from docgen.tables.speed import CAPPED, SHARED, distinct_experts
 
 PAGE = "docs/open-questions.md"
 MODELS = ("mini_v2", "mini_v3")
@@ -24,7 +24,7 @@ def _gains() -> Mapping[str, float]:
         for arm in ("own1", "own2"):
             values[f"{arm}_{c}"] = speedup(c, arm, SHARED)
         for arm in ("full", "own1"):
-            values[f"{arm}_experts_{c}"] = point(c, arm, SHARED)["metrics"]["distinct_experts"]["median"]
+            values[f"{arm}_experts_{c}"] = distinct_experts(c, arm, SHARED)
     values |= {f"{arm}_64": speedup(64, arm, SHARED) for arm in ("own1", "own2")}
     values["capped"] = speedup(32, "own1", CAPPED)
     return values
