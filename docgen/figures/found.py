@@ -36,6 +36,16 @@ def _minutes() -> Mapping[str, float]:
     return {"low": min(seconds) / 60, "high": max(seconds) / 60}
 
 
+def _kept() -> Mapping[str, float]:
+    """Percent by which what the engine kept under the found schedules is off the budget, at most."""
+    pairs = [
+        (load(f"search_{model}/kept.json")["mean_na"][f"found-{budget}"], float(budget))
+        for model, budgets in BUDGETS.items()
+        for budget in budgets
+    ]
+    return {"off": max(100 * abs(kept / budget - 1) for kept, budget in pairs)}
+
+
 def _factor() -> Mapping[str, float]:
     return {"factor": load("search_mini_v2/search-4.json")["winner"]["hint"]["rescale"]}
 
@@ -55,6 +65,7 @@ SENTENCES = (
         _losses,
     ),
     Sentence(PAGE, "({factor:.1f} on the softmax router, which does not renormalise;", _factor),
+    Sentence(PAGE, "schedules by weight kept within {off:.1f} % of the budget on the second halves.", _kept),
     Sentence(PAGE, "*Time*: {low:.1f} minutes on one core with little beside it", _minutes),
     Sentence(PAGE, "with the last stage), up to {high:.0f} beside much other work", _minutes),
 )

@@ -7,10 +7,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from docgen.figures.lookups import ends, explained, point, requests, speedup
+from docgen.figures.lookups import ends, explained, requests, speedup
 from docgen.results import load, load_csv, pick
 from docgen.sentences import Sentence
-from docgen.tables.speed import LOADTEST
+from docgen.tables.speed import LOADTEST, distinct_experts, load_point
 from sglang_moe_opt.perfmodel.hardware import find_hardware
 
 PAGE = "docs/loadtest.md"
@@ -77,7 +77,7 @@ def _agree() -> Mapping[str, float]:
     misses = []
     for c, arms in _published().items():
         for arm, published in arms.items() if c <= 64 else ():
-            ours = point(c, arm)["speedup"]["total_tok_s"]
+            ours = load_point(c, arm)["speedup"]["total_tok_s"]
             misses.append(max(ours["low"] - published, published - ours["high"], 0))
     return {"inside": misses.count(0), "asked": len(misses), "miss": max(misses)}
 
@@ -110,12 +110,8 @@ def _gpu() -> Mapping[str, float]:
 
 def _prompts() -> Mapping[str, float]:
     """What 128 answers take beside their decode steps, in percent."""
-    whole_s = 128 * TOKENS / point(128)["metrics"]["total_tok_s"]["median"]
+    whole_s = 128 * TOKENS / load_point(128)["metrics"]["total_tok_s"]["median"]
     return {"share": 100 * (1 - (OUTPUT_LEN - 1) * explained(128)["step_s"] / whole_s)}
-
-
-def _experts(c: int, arm: str = "full") -> float:
-    return float(point(c, arm)["metrics"]["distinct_experts"]["median"])
 
 
 def _agreement() -> Mapping[str, float]:
@@ -182,12 +178,12 @@ SENTENCES = (
     Sentence(
         PAGE,
         "a step touches: {few:.1f} of 64 at c = 2 under full, {many:.1f} at c = 64.",
-        lambda: {"few": _experts(2), "many": _experts(64)},
+        lambda: {"few": distinct_experts(2), "many": distinct_experts(64)},
     ),
     Sentence(
         PAGE,
         "whatever the schedule ({experts:.0f} of 64 at na = 2).",
-        lambda: {"experts": _experts(48, "na=2")},
+        lambda: {"experts": distinct_experts(48, "na=2")},
     ),
     Sentence(PAGE, "**Beyond 96 ours stays at {ours:.1f} where the paper's falls to {paper:.2f}**", _beyond),
     Sentence(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from docgen.results import ROOT, load, pick
-from docgen.tables.speed import LOADTEST
+from docgen.tables.speed import LOADTEST, load_point
 
 REFERENCE_MODELS = ROOT / "eval" / "reference_models"
 MINI = ("mini-v2", "mini-v3")
@@ -33,11 +33,6 @@ def guessed(run: str) -> int:
     return sum(task["in_average"] and not task["full_beats_chance"] for task in load(f"{run}/summary.json")["tasks"])
 
 
-def point(c: int, arm: str = "full", file: str = LOADTEST) -> Any:
-    """One load of one curve of a load test."""
-    return pick(load(file)["points"], arm=arm, load=f"c{c}")
-
-
 def explained(c: int, arm: str = "full", file: str = LOADTEST) -> Any:
     """What its decode steps were bound by."""
     return pick(load(file)["explanation"]["points"], arm=arm, load=f"c{c}")
@@ -45,7 +40,7 @@ def explained(c: int, arm: str = "full", file: str = LOADTEST) -> Any:
 
 def speedup(c: int, arm: str, file: str = LOADTEST) -> float:
     """Of total tok/s over the first curve, the median of the rounds."""
-    return float(point(c, arm, file)["speedup"]["total_tok_s"]["median"])
+    return float(load_point(c, arm, file)["speedup"]["total_tok_s"]["median"])
 
 
 def requests(file: str = LOADTEST) -> Mapping[str, int]:

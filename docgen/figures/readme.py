@@ -10,16 +10,14 @@ from docgen.figures.lookups import (
     guessed,
     loss,
     parameters,
-    point,
     requests,
     sharing_loss,
     six_benchmarks,
-    speedup,
     training,
 )
 from docgen.results import load
 from docgen.sentences import Sentence
-from docgen.tables.speed import CAPPED, LOADTEST
+from docgen.tables.speed import CAPPED, LOADTEST, distinct_experts, load_point
 
 PAGE = "README.md"
 
@@ -46,15 +44,16 @@ def _pairs() -> Mapping[str, int]:
 SENTENCES = (
     Sentence(
         PAGE,
-        "it is {gain:.2f} times as fast as full at 32 requests with {experts:.0f} distinct experts a step",
+        "it is {median:.2f} ({low:.2f}-{high:.2f}) times as fast as full at 32 requests with {experts:.0f} distinct"
+        " experts a step",
         lambda: {
-            "gain": speedup(32, "own1", CAPPED),
-            "experts": point(32, "own1", CAPPED)["metrics"]["distinct_experts"]["median"],
+            **load_point(32, "own1", CAPPED)["speedup"]["total_tok_s"],
+            "experts": distinct_experts(32, "own1", CAPPED),
         },
     ),
     Sentence(
         PAGE,
-        "such sharing costs {v2:.1f} % of bits per byte on mini-v2 and {v3:.1f} % on mini-v3.",
+        "such sharing costs {v2:.1f} % of bits per byte on mini-v2 and {v3:.1f} % on mini-v3 (",
         lambda: {f"v{model[-1]}": sharing_loss(model, 32, "own 1 cap 32") for model in ("mini_v2", "mini_v3")},
     ),
     Sentence(PAGE, "speed-ups paired by round with 95 % intervals. {requests:,} requests, none failed", requests),

@@ -10,7 +10,6 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from docgen.blocks import Table
 from docgen.results import table
@@ -81,7 +80,7 @@ def _model_keys(model: type[BaseModel]) -> str:
     meanings = _meanings(model, list(model.model_fields))
     rows = []
     for name, field in model.model_fields.items():
-        default = field.default if field.default is not PydanticUndefined else field.default_factory()  # type: ignore[misc, call-arg]
+        default = field.get_default(call_default_factory=True)
         rows.append([f"`{name}`", _kind(field.annotation, field.metadata), _default(default), meanings[name]])
     return table(["key", "value", "default", "meaning"], rows)
 
@@ -108,14 +107,14 @@ def _default(value: object) -> str:
 
 def _meanings(owner: type, names: Sequence[str]) -> dict[str, str]:
     """What a class's docstring says of each field, `name: text`. Raises LookupError for a field it is silent about."""
-    text = inspect.cleandoc(owner.__doc__ or "")
-    items = re.sub(r"\n\s+", " ", text)  # a field's further lines are indented
+    items = re.sub(r"\n +", " ", inspect.cleandoc(owner.__doc__ or ""))  # a field's further lines are indented
+    by_line = all(f"\n{name}: " in items for name in names)
     marks = [(found.start(), found[1]) for found in re.finditer(rf"\b({'|'.join(names)}):\s", items)]
     ends = [start for start, _ in marks[1:]] + [len(items)]
     meanings: dict[str, str] = {}
     for (start, name), end in zip(marks, ends, strict=True):
         said = items[start + len(name) + 2 : end]
-        if owner.__doc__ and f"\n    {name}: " in owner.__doc__ and "\n        " in owner.__doc__:
+        if by_line:
             said = said.split("\n")[0]
         meanings.setdefault(name, _cell(" ".join(said.split()).rstrip("; .")))
     for name in names:

@@ -33,7 +33,7 @@ def throughput() -> str:
     """Total tok/s of the published load test and the speed-ups over full."""
     rows = []
     for c in HEADLINE:
-        points = [_point(arm, c) for arm in ("full", "na=4", "na=2")]
+        points = [load_point(c, arm) for arm in ("full", "na=4", "na=2")]
         rates = [f"{point['metrics']['total_tok_s']['median']:.0f}" for point in points]
         rows.append([str(c), *rates, *map(_speedup, points[1:])])
     return table(["c", "full (na 6), tok/s", "na 4", "na 2", "speed-up na 4", "speed-up na 2"], rows)
@@ -45,10 +45,10 @@ def beside_table8() -> str:
     published = {int(row["concurrency"]): row for row in load_csv("paper_t8_v2lite_skip_throughput.csv")}
     rows = []
     for c in (int(entry["value"]) for entry in load(LOADTEST)["loads"]):
-        full, na4, na2 = (_point(arm, c) for arm in ("full", "na=4", "na=2"))
+        full, na4, na2 = (load_point(c, arm) for arm in ("full", "na=4", "na=2"))
         paper = published.get(c)
         four, two = (f"{float(paper[na]) / float(paper['na6']):.2f}" if paper else "" for na in ("na4", "na2"))
-        experts = " / ".join(f"{point['metrics']['distinct_experts']['median']:.1f}" for point in (full, na2))
+        experts = " / ".join(f"{distinct_experts(c, arm):.1f}" for arm in ("full", "na=2"))
         shares = [
             f"{full['metrics'][name]['median']:.0%}".replace("%", " %") for name in ("bandwidth_share", "compute_share")
         ]
@@ -56,8 +56,14 @@ def beside_table8() -> str:
     return table([*heads, "of the bandwidth, full", "of the peak, full"], rows)
 
 
-def _point(arm: str, concurrency: int, file: str = LOADTEST) -> Any:
-    return pick(load(file)["points"], arm=arm, load=f"c{concurrency}")
+def load_point(c: int, arm: str = "full", file: str = LOADTEST) -> Any:
+    """One load of one curve of a load test."""
+    return pick(load(file)["points"], arm=arm, load=f"c{c}")
+
+
+def distinct_experts(c: int, arm: str = "full", file: str = LOADTEST) -> float:
+    """Distinct experts of a layer that its decode steps touched, the median of the rounds."""
+    return float(load_point(c, arm, file)["metrics"]["distinct_experts"]["median"])
 
 
 def _speedup(point: Mapping[str, Any]) -> str:
@@ -150,7 +156,7 @@ def pruned_speed() -> str:
     """Total tok/s of the whole model, and speed-ups with fewer experts loaded."""
     rows = []
     for c in (int(entry["value"]) for entry in load(PRUNED_SPEED)["loads"]):
-        full, *pruned = (_point(arm, c, PRUNED_SPEED) for arm in ("full", "48", "32", "16"))
+        full, *pruned = (load_point(c, arm, PRUNED_SPEED) for arm in ("full", "48", "32", "16"))
         rate = f"{full['metrics']['total_tok_s']['median']:.0f}"
         rows.append([str(c), rate, *map(_speedup, pruned), PAPERS_32.get(c, "")])
     return table(["c", "64 experts, tok/s", "48", "32", "16", "paper, 32 of 64"], rows)
@@ -162,12 +168,11 @@ def consolidation_speed() -> str:
     with_cap = {int(entry["value"]) for entry in load(CAPPED)["loads"]}
     rows = []
     for c in (int(entry["value"]) for entry in load(SHARED)["loads"]):
-        points = [_point(arm, c, SHARED) for arm in arms]
-        if c in with_cap:
-            points.append(_point("own1", c, CAPPED))
-        experts = [f"{point['metrics']['distinct_experts']['median']:.1f}" for point in points]
-        rate = f"{points[0]['metrics']['total_tok_s']['median']:.0f}"
-        ratios = [*map(_speedup, points[1:]), *[""] * (len(arms) + 1 - len(points))]
+        curves = [(arm, SHARED) for arm in arms] + [("own1", CAPPED)] * (c in with_cap)
+        full, *others = (load_point(c, arm, file) for arm, file in curves)
+        rate = f"{full['metrics']['total_tok_s']['median']:.0f}"
+        ratios = [*map(_speedup, others), *[""] * (len(arms) - len(others))]
+        experts = [f"{distinct_experts(c, arm, file):.1f}" for arm, file in curves]
         rows.append([str(c), rate, *ratios, " / ".join(experts)])
     heads = [
         "c",

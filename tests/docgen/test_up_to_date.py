@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from docgen import blocks
 from docgen.__main__ import pages, render
 from docgen.figures import SENTENCES
 from docgen.results import RESULTS
 from docgen.tables import TABLES
+from sglang_moe_opt.cli.main import build_app
 
 HANDMADE = {
     "docs/open-questions.md": (
@@ -44,6 +47,18 @@ def test_every_table_and_sentence_is_used(project_root: Path) -> None:
     used = {call.split()[0] for call in re.findall(r"<!-- table: (.+?) -->", text)}
     assert used == set(TABLES)
     assert {sentence.file for sentence in SENTENCES} <= set(pages())
+
+
+def test_the_predictions_shown_are_what_the_command_answers(project_root: Path) -> None:
+    page = (project_root / "docs/predict.md").read_text(encoding="utf-8")
+    command = re.search(r"^moe-opt (predict .*)$", page, re.M)
+    shown = re.search(r"This is an answer.*?`(--.*?)`.*?^```\n(.*?)^```$", page, re.M | re.S)
+    assert command and shown
+    asked = shlex.split(f"{command[1]} {shown[1]}")
+    answer = CliRunner().invoke(build_app(), asked)
+    assert answer.exit_code == 0, answer.output
+    said = {" ".join(line.split()) for line in answer.stdout.splitlines()}
+    assert {" ".join(line.split()) for line in shown[2].splitlines()} <= said
 
 
 def test_a_changed_result_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
