@@ -31,7 +31,7 @@ FIRST_PORT = 30800
 
 
 def main(
-    arm: Annotated[list[str], typer.Option(help="SERVER[/HINT]; the first is the baseline.")],
+    arm: Annotated[list[str], typer.Option(help="SERVER or SERVER/HINT; the first is the baseline.")],
     out: Annotated[Path, typer.Option(help="JSON file of the results.")],
     model: Annotated[str, typer.Option(help="Folder, hub id, or shape:NAME@LAYERS.")] = "shape:deepseek-v2-lite@5",
     concurrency: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "1,8,64",
