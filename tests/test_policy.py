@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy, PolicyError
 from sglang_moe_opt.schedule import PhasedSchedule, SkipSchedule
+from tests.model_shapes import V2_LITE
 
-V2_LITE = MoEShape(27, tuple(range(1, 27)), 6, 64, 2, False, "softmax")
 SMALL = MoEShape(4, (1, 2, 3), 4, 8, 0, True, "softmax")
 
 DESIGN = """
