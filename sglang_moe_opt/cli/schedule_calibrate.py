@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sglang_moe_opt.cli.values import number_or_word, numbers
 from sglang_moe_opt.fields import FieldError
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def calibrate(
 def _budget(
     rule: str, mean_na: float | None, layer_na: str | None, min_na: int, rescale: str, per_layer: bool
 ) -> Budget:
-    from sglang_moe_opt.cli.schedule import number_or_word
     from sglang_moe_opt.magnitude.budget import Budget
 
     if (mean_na is None) == (layer_na is None):
@@ -121,10 +121,7 @@ def _budget(
     options: dict[str, Any] = {"min_na": min_na, "rescale": number_or_word(rescale)}
     if layer_na is None:
         return Budget(rule, mean_na, scope="layers" if per_layer else "one", **options)  # type: ignore[arg-type]
-    try:
-        each = tuple(float(part) for part in layer_na.split(","))
-    except ValueError:
-        raise FieldError("--layer-na", layer_na, "numbers separated by commas") from None
+    each = tuple(numbers("--layer-na", layer_na, float))
     return Budget.of_layers(rule, each, **options)  # type: ignore[arg-type]
 
 
