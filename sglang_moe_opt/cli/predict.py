@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sglang_moe_opt.cli import predict_fit, predict_tables
+from sglang_moe_opt.cli.devices import find_devices
 from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
 from sglang_moe_opt.cli.values import T, numbers, parse_hint
 from sglang_moe_opt.fields import FieldError
@@ -19,9 +20,7 @@ from sglang_moe_opt.hints import resolve
 from sglang_moe_opt.layer_table import LayerTable
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.perfmodel.curve import Consolidated, Curve, make_curve
-from sglang_moe_opt.perfmodel.hardware import find_hardware
 from sglang_moe_opt.perfmodel.model import find_model
-from sglang_moe_opt.perfmodel.parallel import Parallelism
 from sglang_moe_opt.perfmodel.parameters import Fitted
 from sglang_moe_opt.perfmodel.predict import Count, Predictor, fewer_experts, fewer_experts_per_token
 from sglang_moe_opt.perfmodel.step import Setup
@@ -139,10 +138,7 @@ def _setup(
     served = find_model(str(reference_model(model)) if model in REFERENCE_MODELS else model)
     if bits is not None:
         served = served.with_weight_bits(bits)
-    device = find_hardware(hardware)
-    if tp > 1 and device.link_bytes_s is None:
-        raise FieldError("--tp", tp, f"1: {device.name} stands alone")
-    return Setup(served, device, Parallelism(tp, ep), chunk, fraction)
+    return Setup(served, *find_devices(hardware, tp, ep), chunk, fraction)
 
 
 def _parameters(setup: Setup, file: Path | None, graph_max_batch: int | None, skew: float | None, model: str) -> Fitted:

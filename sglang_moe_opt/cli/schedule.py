@@ -15,7 +15,7 @@ from sglang_moe_opt.auto import AutoProfile
 from sglang_moe_opt.cli.schedule_calibrate import calibrate
 from sglang_moe_opt.cli.schedule_search import search
 from sglang_moe_opt.cli.schedule_weights import weights
-from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
+from sglang_moe_opt.cli.serve import REFERENCE_MODELS, hub_config, reference_model
 from sglang_moe_opt.cli.values import number_or_word, numbers, parse_hint
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.hints import ResolvedHint, resolve
@@ -98,12 +98,7 @@ def load_shape(model: str) -> MoEShape:
         return MoEShape.from_path(reference_model(model))
     if Path(model).exists() or model.count("/") != 1:
         return MoEShape.from_path(model)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return MoEShape.from_path(hf_hub_download(model, "config.json"))
-    except OSError:  # not there, or not reachable
-        raise FieldError("--model", model, "a folder, or a Hugging Face id whose config.json can be read") from None
+    return MoEShape.from_path(hub_config(model))
 
 
 def load_policy(config: Path | None) -> Policy:
