@@ -130,7 +130,6 @@ def search_measurements(
     top: int = 5,
     predict: Sequence[SkipSchedule] = (),
     layer_base: LayerBase = "moe",
-    surrogate: Surrogate | None = None,
     folds: int = FOLDS,
 ) -> MeasuredSearch:
     """Fit the measurements and search schedules.
@@ -141,7 +140,6 @@ def search_measurements(
         top: how many schedules of each list.
         predict: schedules whose score is asked for.
         layer_base: what p of the searched schedules counts.
-        surrogate: default: `default_surrogate`.
         folds: of the cross-validation, each of them one fit.
 
     Raises:
@@ -156,7 +154,7 @@ def search_measurements(
     for rule, table in asked:
         if not table.is_static:
             raise FieldError("predict", rule.rule, "na, schedule or layers: what rules by weight keep is not known")
-    surrogate = surrogate or default_surrogate(data.tables.shape[1], data.shape.top_k)
+    surrogate = default_surrogate(data.tables.shape[1], data.shape.top_k)
     fitted = surrogate.fit(data.tables, data.scores)
     scorer = _Scorer(data, fitted)
 
