@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -63,7 +64,7 @@ def calibrate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sglang_moe_opt.cli.prune_export import local_checkpoint
     from sglang_moe_opt.magnitude.budget import Search, best
-    from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, router_weights
+    from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, output_products, router_weights
     from sglang_moe_opt.model_shape import MoEShape, read_config
     from sglang_moe_opt.policy_file import add_profile, check_profile
 
@@ -79,13 +80,14 @@ def calibrate(
     check_folder(folder, statistics)
     rows = draw_rows(folder, statistics, tokens, seed)
     weights = router_weights(folder, statistics, rows)
+    products = functools.cache(lambda: output_products(folder, statistics, rows))
     budget.thresholds(weights)  # what cannot be met is said before a server starts
     with _measure(model, statistics, shape, check_tokens, url, dtype) as measure:
         search = Search(
             budget=budget,
             weights=weights,
             expand=lambda schedule: schedule.expand(shape),
-            fit=lambda table: fit_factors(folder, statistics, weights, table, rows),
+            fit=lambda table: fit_factors(weights, products(), table),
             measure=measure,
             corrections=corrections,
             report=lambda done: None if as_json else typer.echo(_line(done), err=True),

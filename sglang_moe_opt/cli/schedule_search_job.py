@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -218,7 +219,7 @@ def predicted_tok_s(order: Order, layers: Sequence[int]) -> float:
 def _sample(statistics: Path, model: str, shape: MoEShape, budget: Budget) -> Sample:
     """Router weights of a calibration of this model. Raises ValueError."""
     from sglang_moe_opt.cli.prune_export import local_checkpoint
-    from sglang_moe_opt.magnitude.sample import check_folder, fit_factors, router_weights
+    from sglang_moe_opt.magnitude.sample import check_folder, fit_factors, output_products, router_weights
     from sglang_moe_opt.search.by_weight import Sample
 
     if budget.kind != "mean_na":
@@ -226,10 +227,11 @@ def _sample(statistics: Path, model: str, shape: MoEShape, budget: Budget) -> Sa
     folder = local_checkpoint(model)
     check_folder(folder, statistics)
     weights = router_weights(folder, statistics)
+    products = functools.cache(lambda: output_products(folder, statistics))
     return Sample(
         weights,
         expand=lambda schedule: schedule.expand(shape),
-        fit=lambda table: fit_factors(folder, statistics, weights, table),
+        fit=lambda table: fit_factors(weights, products(), table),
     )
 
 
