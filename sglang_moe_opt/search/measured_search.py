@@ -14,12 +14,11 @@ from sglang_moe_opt.schedule import SkipSchedule
 from sglang_moe_opt.schedule_limits import LayerBase
 from sglang_moe_opt.search.gaussian_process import default_surrogate
 from sglang_moe_opt.search.measurements import Measurements
-from sglang_moe_opt.search.proposals import bhep_grid, climb, front
+from sglang_moe_opt.search.proposals import bhep_grid, climb, front, within
 from sglang_moe_opt.search.rivals import folds as row_folds
 from sglang_moe_opt.search.surrogate import LEVEL, Fitted, Surrogate, Tables, Values
 
 FOLDS: Final = 10
-_TOLERANCE: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ def search_measurements(
     rules, tables = bhep_grid(data.shape, lowest, highest, layer_base)
     means = tables.mean(1)
     values = data.sign * fitted.mean(tables)
-    inside = means <= budget + _TOLERANCE
-    ranked = _best_first(values, inside, top)
+    ranked = _best_first(values, within(means, budget), top)
     start, chosen = tables[ranked[0]], front(means, values)
     return MeasuredSearch(
         measurements=data,
@@ -233,5 +231,5 @@ def _distinct(data: Measurements, scores: Values, budget: float, top: int) -> li
     """First rows of the best distinct tables within the budget, by the mean of their repeats."""
     means = np.bincount(data.groups, scores) / np.bincount(data.groups)
     first = np.unique(data.groups, return_index=True)[1]
-    inside = data.mean_na[first] <= budget + _TOLERANCE
+    inside = within(data.mean_na[first], budget)
     return [int(first[group]) for group in _best_first(data.sign * means, inside, top)]
