@@ -6,21 +6,21 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from sglang_moe_opt.cli import predict_fit, predict_tables
+from sglang_moe_opt.cli.devices import find_devices
 from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
+from sglang_moe_opt.cli.values import T, numbers, parse_hint
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.files import write_atomically
 from sglang_moe_opt.hints import resolve
 from sglang_moe_opt.layer_table import LayerTable
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.perfmodel.curve import Consolidated, Curve, make_curve
-from sglang_moe_opt.perfmodel.hardware import find_hardware
 from sglang_moe_opt.perfmodel.model import find_model
-from sglang_moe_opt.perfmodel.parallel import Parallelism
 from sglang_moe_opt.perfmodel.parameters import Fitted
 from sglang_moe_opt.perfmodel.predict import Count, Predictor, fewer_experts, fewer_experts_per_token
 from sglang_moe_opt.perfmodel.step import Setup
@@ -29,7 +29,6 @@ from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.pruning.statistics import ExpertStatistics
 from sglang_moe_opt.shapes import is_shape
 
-T = TypeVar("T", int, float)
 LEVELS = "2,4,8,16,32,48,64,96,128,192,256,384,512,768"
 JSON_FILE, PNG_FILE = "prediction.json", "prediction.png"
 
@@ -110,7 +109,7 @@ def predict(
             raise FieldError("--count", count, "total, output")
         counted: Count = "output" if count == "output" else "total"
         predictor = Predictor(setup, fitted, _or_1024(input_tokens), _or_1024(output_tokens), counted)
-        levels = _numbers("--concurrency", concurrency, int)
+        levels = _distinct("--concurrency", concurrency, int)
         report = _report(predictor, curves, levels, str(model))
         report |= _answers(predictor, curves, levels, want, at, pays)
         predictions = report.pop("predictions")
@@ -139,10 +138,7 @@ def _setup(
     served = find_model(str(reference_model(model)) if model in REFERENCE_MODELS else model)
     if bits is not None:
         served = served.with_weight_bits(bits)
-    device = find_hardware(hardware)
-    if tp > 1 and device.link_bytes_s is None:
-        raise FieldError("--tp", tp, f"1: {device.name} stands alone")
-    return Setup(served, device, Parallelism(tp, ep), chunk, fraction)
+    return Setup(served, *find_devices(hardware, tp, ep), chunk, fraction)
 
 
 def _parameters(setup: Setup, file: Path | None, graph_max_batch: int | None, skew: float | None, model: str) -> Fitted:
@@ -171,8 +167,8 @@ def _curves(
     statistics: ExpertStatistics | None,
 ) -> list[Curve]:
     """The product of --na and --experts first, its first curve being the baseline, then the others in turn."""
-    counts: list[float | None] = list(_numbers("--na", na, float)) if na is not None else [None]
-    kepts: list[int | None] = list(_numbers("--experts", experts, int)) if experts is not None else [None]
+    counts: list[float | None] = list(_distinct("--na", na, float)) if na is not None else [None]
+    kepts: list[int | None] = list(_distinct("--experts", experts, int)) if experts is not None else [None]
     found = []
     for kept in kepts:
         for each in counts:
@@ -180,8 +176,8 @@ def _curves(
             parts += [f"{kept} experts"] if kept is not None else []
             found.append(make_curve(shape, ", ".join(parts), na=each, experts=kept, statistics=statistics))
     base = {"na": counts[0], "experts": kepts[0], "statistics": statistics}
-    rules: list[tuple[str, object]] = [(text, {"schedule": _numbers("--schedule", text, int)}) for text in schedules]
-    rules += [(text, _parse(text)) for text in hints]
+    rules: list[tuple[str, object]] = [(text, {"schedule": numbers("--schedule", text, int)}) for text in schedules]
+    rules += [(text, parse_hint(text, "--hint")) for text in hints]
     for label, rule in rules:
         curve = make_curve(shape, label, tables=_tables(rule, shape), experts=kepts[0], statistics=statistics)
         found.append(curve)
@@ -210,13 +206,6 @@ def _consolidated(shape: MoEShape, k0: int | None, max_experts: int | None) -> C
 def _tables(rule: object, shape: MoEShape) -> tuple[LayerTable, LayerTable]:
     resolved = resolve(rule, Policy.builtin(), shape, field="schedule")
     return resolved.prefill, resolved.decode
-
-
-def _parse(text: str) -> object:
-    try:
-        return json.loads(text) if text.lstrip().startswith("{") else text
-    except ValueError:
-        raise FieldError("--hint", text, "JSON, or a built-in profile's name") from None
 
 
 def _report(predictor: Predictor, curves: Sequence[Curve], levels: Sequence[int], model: str) -> dict[str, Any]:
@@ -281,12 +270,8 @@ def _answers(
     return found
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    try:
-        return list(dict.fromkeys(kind(part) for part in text.split(",")))
-    except ValueError:
-        what = "integers" if kind is int else "numbers"
-        raise FieldError(option, text, f"{what} separated by commas") from None
+def _distinct(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    return list(dict.fromkeys(numbers(option, text, kind)))
 
 
 def _or_1024(value: int | None) -> int:

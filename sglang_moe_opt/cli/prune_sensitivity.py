@@ -69,7 +69,7 @@ def sensitivity(
         corpus, str(folder), data_dir, vocab_size=shape.vocab_size, piece=ROW_TOKENS, tokens=tokens, seed=seed
     )
     state = out.with_name(f".{out.name}.state")
-    identity: dict[str, Any] = {"model": fingerprint(config, folder), "corpus": text.sha256, "choices": _named(choices)}
+    identity: dict[str, Any] = {"model": fingerprint(config, folder), "corpus": text.sha256, "choices": choices}
     try:
         with step_progress("layers", shape.num_moe_layers * len(counts), shown=not as_json) as bar:
             losses = measure(
@@ -102,10 +102,3 @@ def _counts(text: str, allowed: tuple[int, ...]) -> list[int]:
             step = f" in steps of {allowed[1] - allowed[0]}" if len(allowed) > 1 and allowed[1] - allowed[0] > 1 else ""
             raise FieldError("--keep", count, f"{allowed[0]} to {allowed[-1]}{step}")
     return counts
-
-
-def _named(choices: dict[int, dict[int, tuple[int, ...]]]) -> dict[str, dict[str, list[int]]]:
-    """As JSON has it: keys are text."""
-    return {
-        str(layer): {str(count): list(ids) for count, ids in by_count.items()} for layer, by_count in choices.items()
-    }

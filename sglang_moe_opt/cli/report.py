@@ -61,16 +61,13 @@ def report(
 def _basis(hardware: str | None, tp: int, ep: int, parameters: Path | None) -> Basis:
     """What the options say of the servers' machine. Raises FieldError."""
     from loadtest.explanation import Basis
-    from sglang_moe_opt.perfmodel.hardware import find_hardware
+    from sglang_moe_opt.cli.devices import find_devices
     from sglang_moe_opt.perfmodel.parallel import Parallelism
     from sglang_moe_opt.perfmodel.parameters import Fitted
 
-    split = Parallelism(tp, ep)
     if hardware is None and tp > 1:
         raise FieldError("--tp", tp, "it together with --hardware")
-    found = None if hardware is None else find_hardware(hardware)
-    if found is not None and tp > 1 and found.link_bytes_s is None:
-        raise FieldError("--tp", tp, f"1: {found.name} stands alone")
+    found, split = (None, Parallelism(tp, ep)) if hardware is None else find_devices(hardware, tp, ep)
     return Basis(found, split, None if parameters is None else Fitted.load(parameters))
 
 

@@ -15,7 +15,8 @@ from sglang_moe_opt.auto import AutoProfile
 from sglang_moe_opt.cli.schedule_calibrate import calibrate
 from sglang_moe_opt.cli.schedule_search import search
 from sglang_moe_opt.cli.schedule_weights import weights
-from sglang_moe_opt.cli.serve import REFERENCE_MODELS, reference_model
+from sglang_moe_opt.cli.serve import REFERENCE_MODELS, hub_config, reference_model
+from sglang_moe_opt.cli.values import number_or_word, numbers, parse_hint
 from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.hints import ResolvedHint, resolve
 from sglang_moe_opt.layer_table import MASS, LayerTable
@@ -26,15 +27,13 @@ from sglang_moe_opt.shapes import ShapeSpec, is_shape
 schedule_app = typer.Typer(help="Expert-skipping schedules.", no_args_is_help=True)
 schedule_app.command("weights")(weights)
 schedule_app.command("calibrate")(calibrate)
+schedule_app.command("search")(search)
 app = schedule_app
 
 
 @schedule_app.callback()
 def _group() -> None:
     """Expert-skipping schedules."""
-
-
-schedule_app.command("search")(search)
 
 
 @schedule_app.command("show")
@@ -69,7 +68,7 @@ def show(
     magnitudes = (("min_ratio", min_ratio), ("min_weight", min_weight), ("top_p", top_p), ("rescale", rescale))
     try:
         rule: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        rule |= {name: _integers(name, text) for name, text in texts if text is not None}
+        rule |= {name: numbers(name, text, int) for name, text in texts if text is not None}
         rule |= {name: _numbers_or_words(text) for name, text in magnitudes if text is not None}
         shape = load_shape(model)
         policy = load_policy(config)
@@ -99,12 +98,7 @@ def load_shape(model: str) -> MoEShape:
         return MoEShape.from_path(reference_model(model))
     if Path(model).exists() or model.count("/") != 1:
         return MoEShape.from_path(model)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return MoEShape.from_path(hf_hub_download(model, "config.json"))
-    except OSError:  # not there, or not reachable
-        raise FieldError("--model", model, "a folder, or a Hugging Face id whose config.json can be read") from None
+    return MoEShape.from_path(hub_config(model))
 
 
 def load_policy(config: Path | None) -> Policy:
@@ -163,35 +157,10 @@ def _one_hint(rule: dict[str, Any], hint: str | None, profile: str | None) -> ob
     return rule or profile
 
 
-def parse_hint(text: str) -> object:
-    """A hint as JSON, or a profile's name as it is. Raises FieldError."""
-    if not text.lstrip().startswith(("{", "[", '"')):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise FieldError("hint", text, "JSON, or a profile's name") from None
-
-
-def _integers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise FieldError(name, text, "integers separated by commas") from None
-
-
 def _numbers_or_words(text: str) -> float | str | list[float | str]:
     """One value, or where there are commas the values of the layers."""
     parts = [number_or_word(part.strip()) for part in text.split(",")]
     return parts if len(parts) > 1 else parts[0]
-
-
-def number_or_word(text: str) -> float | str:
-    """A value of `rescale`."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _rows(table: LayerTable, shape: MoEShape) -> list[dict[str, Any]]:

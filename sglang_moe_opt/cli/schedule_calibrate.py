@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sglang_moe_opt.cli.values import number_or_word, numbers
 from sglang_moe_opt.fields import FieldError
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def calibrate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sglang_moe_opt.cli.prune_export import local_checkpoint
     from sglang_moe_opt.magnitude.budget import Search, best
-    from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, router_weights
+    from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, output_products, router_weights
     from sglang_moe_opt.model_shape import MoEShape, read_config
     from sglang_moe_opt.policy_file import add_profile, check_profile
 
@@ -78,13 +80,14 @@ def calibrate(
     check_folder(folder, statistics)
     rows = draw_rows(folder, statistics, tokens, seed)
     weights = router_weights(folder, statistics, rows)
+    products = functools.cache(lambda: output_products(folder, statistics, rows))
     budget.thresholds(weights)  # what cannot be met is said before a server starts
     with _measure(model, statistics, shape, check_tokens, url, dtype) as measure:
         search = Search(
             budget=budget,
             weights=weights,
             expand=lambda schedule: schedule.expand(shape),
-            fit=lambda table: fit_factors(folder, statistics, weights, table, rows),
+            fit=lambda table: fit_factors(weights, products(), table),
             measure=measure,
             corrections=corrections,
             report=lambda done: None if as_json else typer.echo(_line(done), err=True),
@@ -113,7 +116,6 @@ def calibrate(
 def _budget(
     rule: str, mean_na: float | None, layer_na: str | None, min_na: int, rescale: str, per_layer: bool
 ) -> Budget:
-    from sglang_moe_opt.cli.schedule import number_or_word
     from sglang_moe_opt.magnitude.budget import Budget
 
     if (mean_na is None) == (layer_na is None):
@@ -121,10 +123,7 @@ def _budget(
     options: dict[str, Any] = {"min_na": min_na, "rescale": number_or_word(rescale)}
     if layer_na is None:
         return Budget(rule, mean_na, scope="layers" if per_layer else "one", **options)  # type: ignore[arg-type]
-    try:
-        each = tuple(float(part) for part in layer_na.split(","))
-    except ValueError:
-        raise FieldError("--layer-na", layer_na, "numbers separated by commas") from None
+    each = tuple(numbers("--layer-na", layer_na, float))
     return Budget.of_layers(rule, each, **options)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sglang_moe_opt.cli.corpus import read_corpus
-from sglang_moe_opt.cli.serve import resolve_model
+from sglang_moe_opt.cli.serve import hub_config, resolve_model
 from sglang_moe_opt.fields import FieldError, is_number
 from sglang_moe_opt.files import read_json, write_atomically
 from sglang_moe_opt.model_shape import MoEShape, read_config
@@ -120,7 +121,7 @@ def prepare(order: Order, model: str, corpus: str, console: Console) -> Job:
     from sglang_moe_opt.search.outcome import Settings
 
     path = resolve_model(model)
-    config = _read_config(path)
+    config = read_config(path if Path(path).is_dir() else hub_config(path))
     shape = MoEShape.from_config(config)
     longest = config.get("max_position_embeddings", order.piece + 1)
     if order.piece >= longest:
@@ -128,9 +129,9 @@ def prepare(order: Order, model: str, corpus: str, console: Console) -> Job:
     rescale = _rescale(order.rescale)
     if order.policy is not None and order.profile is not None:
         check_profile(order.policy, order.profile, replace=order.replace)
-    exists = order.policy is not None and order.policy.exists()
-    rules = Policy.load(order.policy) if exists and order.policy else Policy()
-    budget = _budget(order, shape, rules.limits(shape).min_na)
+    rules = Policy.load(order.policy) if order.policy is not None and order.policy.exists() else Policy()
+    lowest = rules.limits(shape).min_na
+    budget = _budget(order, shape, lowest)
     max_loss = parse_percent(order.budgets["max_loss"]) if budget.kind == "max_loss" else None
     sample = None if order.statistics is None else _sample(order.statistics, model, shape, budget)
     with console.status("reading the corpus"):
@@ -153,7 +154,7 @@ def prepare(order: Order, model: str, corpus: str, console: Console) -> Job:
         "tokens": whole.tokens,
         "budget": {"kind": budget.kind, "wanted": max_loss or budget.wanted},
         "rescale": rescale,
-        "min_na": rules.limits(shape).min_na,
+        "min_na": lowest,
         "seed": order.seed,
         "mixes": order.mixes,
         "dtype": order.dtype,
@@ -175,15 +176,6 @@ def prepare(order: Order, model: str, corpus: str, console: Console) -> Job:
     )
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    """config.json of a folder or a hub id. Raises ValueError."""
-    if Path(path).is_dir():
-        return read_config(path)
-    from eval.served import read_model_config  # imports lm-eval, which takes seconds
-
-    return read_model_config(path)
-
-
 def _budget(order: Order, shape: MoEShape, lowest: int) -> Budget:
     from sglang_moe_opt.search import budget
 
@@ -197,7 +189,6 @@ def _budget(order: Order, shape: MoEShape, lowest: int) -> Budget:
     if given[0] == "bytes_per_token":
         return budget.of_bytes(budget.parse_bytes(value), shape, lowest)
     if given[0] == "max_loss":
-        budget.parse_percent(value)
         return budget.of_everything(shape, lowest)
     setup, parameters = _setup(order)
     return budget.of_tok_s(value, setup, parameters, lowest, tokens=order.concurrency, context=order.context)
@@ -205,18 +196,15 @@ def _budget(order: Order, shape: MoEShape, lowest: int) -> Budget:
 
 def _setup(order: Order) -> tuple[Setup, Parameters]:
     """What `moe-opt predict` takes the model and the hardware for. Raises FieldError."""
-    from sglang_moe_opt.perfmodel.hardware import find_hardware
+    from sglang_moe_opt.cli.devices import find_devices
     from sglang_moe_opt.perfmodel.model import find_model
-    from sglang_moe_opt.perfmodel.parallel import Parallelism
     from sglang_moe_opt.perfmodel.parameters import Fitted
     from sglang_moe_opt.perfmodel.step import Setup
 
     if order.hardware is None:
         raise FieldError("--hardware", None, "a machine for --tok-s: a800-pcie, h100, h200, b200, this, or a file")
-    device = find_hardware(order.hardware)
-    if order.tp > 1 and device.link_bytes_s is None:
-        raise FieldError("--tp", order.tp, f"1: {device.name} stands alone")
-    setup = Setup(find_model(resolve_model(order.model or "")), device, Parallelism(order.tp))
+    device, split = find_devices(order.hardware, order.tp)
+    setup = Setup(find_model(resolve_model(order.model or "")), device, split)
     return setup, Fitted.default(device.kind).values
 
 
@@ -231,7 +219,7 @@ def predicted_tok_s(order: Order, layers: Sequence[int]) -> float:
 def _sample(statistics: Path, model: str, shape: MoEShape, budget: Budget) -> Sample:
     """Router weights of a calibration of this model. Raises ValueError."""
     from sglang_moe_opt.cli.prune_export import local_checkpoint
-    from sglang_moe_opt.magnitude.sample import check_folder, fit_factors, router_weights
+    from sglang_moe_opt.magnitude.sample import check_folder, fit_factors, output_products, router_weights
     from sglang_moe_opt.search.by_weight import Sample
 
     if budget.kind != "mean_na":
@@ -239,10 +227,11 @@ def _sample(statistics: Path, model: str, shape: MoEShape, budget: Budget) -> Sa
     folder = local_checkpoint(model)
     check_folder(folder, statistics)
     weights = router_weights(folder, statistics)
+    products = functools.cache(lambda: output_products(folder, statistics))
     return Sample(
         weights,
         expand=lambda schedule: schedule.expand(shape),
-        fit=lambda table: fit_factors(folder, statistics, weights, table),
+        fit=lambda table: fit_factors(weights, products(), table),
     )
 
 

@@ -30,7 +30,8 @@ def weights(
     """
     from sglang_moe_opt.checkpoint_id import fingerprint
     from sglang_moe_opt.cli.prune_export import local_checkpoint
-    from sglang_moe_opt.cli.schedule import load_policy, parse_hint
+    from sglang_moe_opt.cli.schedule import load_policy
+    from sglang_moe_opt.cli.values import parse_hint
     from sglang_moe_opt.fields import FieldError
     from sglang_moe_opt.files import write_atomically
     from sglang_moe_opt.hints import resolve
@@ -43,7 +44,7 @@ def weights(
     shape = MoEShape.from_config(read_config(folder))
     resolved = None
     if schedule is not None:
-        resolved = resolve(parse_hint(schedule), load_policy(config), shape, field="--schedule")
+        resolved = resolve(parse_hint(schedule, "--schedule"), load_policy(config), shape, field="--schedule")
         if resolved.prefill.digest != resolved.decode.digest:
             raise FieldError("--schedule", schedule, "one schedule for both phases")
     check_folder(folder, statistics)

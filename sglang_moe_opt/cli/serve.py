@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sglang_moe_opt.fields import FieldError
 from sglang_moe_opt.launch import plan_launch
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.plan import PrunePlan
@@ -89,6 +90,16 @@ def resolve_model(model: str) -> str:
     if model.startswith((".", "/")) and not Path(model).is_dir():
         raise ValueError(f"--model: got {model!r}, allowed: a folder with a checkpoint, a hub id, or shape:NAME@LAYERS")
     return model
+
+
+def hub_config(model: str) -> Path:
+    """config.json of a Hugging Face id, downloaded. Raises FieldError."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (OSError, ValueError):  # not there, not reachable, or no hub id at all
+        raise FieldError("--model", model, "a folder, or a Hugging Face id whose config.json can be read") from None
 
 
 def reference_model(name: str) -> Path:

@@ -18,11 +18,6 @@ def digest(nodes: Iterable[ast.AST]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
-def body(function: Function) -> str:
-    """Digest of what a function does."""
-    return digest(function.body)
-
-
 def signature(function: Function) -> str:
     """How a function is called, such as ``async (a, b=1, *, c)``, with its decorators in front."""
     arguments = copy.deepcopy(function.args)

@@ -9,14 +9,15 @@ from pathlib import PurePosixPath
 from sglang_moe_opt.compat.item import Item
 from sglang_moe_opt.compat.source import Source
 from sglang_moe_opt.patches import PatchSet
-from sglang_moe_opt.unified_diff import FileDiff, PatchError, parse_diff
+from sglang_moe_opt.unified_diff import PatchError, parse_diff
 
 
 def patch_items(source: Source, patches: PatchSet) -> Iterator[Item]:
     """One item for each file that the series changes; none where it is empty."""
+    diffs = {name: parse_diff((patches.folder / name).read_bytes(), name) for name in patches.names}
     for path, sums in patches.manifest.files.items():
         content = source.read(path)
-        names = ", ".join(dict.fromkeys(name for name in patches.names if _changes(patches, name, path)))
+        names = ", ".join(name for name, own in diffs.items() if any(diff.path == path for diff in own))
         if content is None:
             same = [p for p in source.paths if PurePosixPath(p).name == PurePosixPath(path).name]
             told = f"perhaps to {', '.join(same[:3])}" if same else "no such file"
@@ -30,15 +31,11 @@ def patch_items(source: Source, patches: PatchSet) -> Iterator[Item]:
             yield Item("patch", path, "changed", _attempt(patches, path, content), names)
 
 
-def _changes(patches: PatchSet, name: str, path: str) -> bool:
-    return any(diff.path == path for diff in parse_diff((patches.folder / name).read_bytes(), name))
-
-
 def _attempt(patches: PatchSet, path: str, content: bytes) -> str:
-    diffs: list[FileDiff] = [diff for diff in patches.diffs if diff.path == path]
     try:
-        for diff in diffs:
-            content = diff.apply(content)
+        for diff in patches.diffs:
+            if diff.path == path:
+                content = diff.apply(content)
     except PatchError as error:
         return f"the file is another one and the series does not apply: {error}"
     return "the file is another one; the series still applies (moe-opt patch record)"

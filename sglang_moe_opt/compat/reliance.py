@@ -101,8 +101,8 @@ def read_reliance(root: Path = _ROOT) -> Reliance:
             name
             for path, tree in trees.items()
             if not path.startswith("sglang_moe_opt/compat/")
-            for text in _strings(tree)
-            if (name := text) and _ENVIRONMENT.fullmatch(text)
+            for name in _strings(tree)
+            if _ENVIRONMENT.fullmatch(name)
         ),
     )
 

@@ -32,14 +32,14 @@ class Symbol:
         return f"{self.module}.{self.name}" if self.name else self.module
 
 
-def find(source: Source, dotted: str) -> Symbol | None:
-    """The definition behind a dotted name; None where it leads to none, or out of SGLang."""
+def find(source: Source, dotted: str, depth: int = _DEPTH) -> Symbol | None:
+    """The definition behind a dotted name, at most `depth` names on; None where it leads to none, or out of SGLang."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
         if source.path_of(module) is not None:
             tree = source.tree(module)
-            return None if tree is None else _in_module(source, module, tree, parts[length:], _DEPTH)
+            return None if tree is None else _in_module(source, module, tree, parts[length:], depth)
     return None
 
 
@@ -104,12 +104,13 @@ def _in_module(source: Source, module: str, tree: ast.Module, names: list[str], 
                     if alias.name == "*":
                         stars.append(origin)
                     elif (alias.asname or alias.name) == name and depth:
-                        target = _follow(source, f"{origin}.{alias.name}", rest, depth)
+                        target = find(source, ".".join([origin, alias.name, *rest]), depth - 1)
                         found = target or _foreign(module, name, statement, origin, rest) or found
             case ast.Import():
                 for alias in statement.names:
                     if (alias.asname or alias.name.split(".")[0]) == name and depth:
-                        found = _follow(source, alias.name if alias.asname else name, rest, depth) or found
+                        dotted = ".".join([alias.name if alias.asname else name, *rest])
+                        found = find(source, dotted, depth - 1) or found
             case ast.Assign(value=ast.Name(id=other) | ast.IfExp(orelse=ast.Name(id=other))) if (
                 not rest and name in bound_names(statement)
             ):
@@ -124,16 +125,6 @@ def _in_module(source: Source, module: str, tree: ast.Module, names: list[str], 
             if found is not None:
                 break
     return found
-
-
-def _follow(source: Source, dotted: str, rest: list[str], depth: int) -> Symbol | None:
-    parts = [*dotted.split("."), *rest]
-    for length in range(len(parts), 0, -1):
-        module = ".".join(parts[:length])
-        if source.path_of(module) is not None:
-            tree = source.tree(module)
-            return None if tree is None else _in_module(source, module, tree, parts[length:], depth - 1)
-    return None
 
 
 def _foreign(module: str, name: str, statement: ast.stmt, origin: str, rest: list[str]) -> Symbol | None:

@@ -22,6 +22,10 @@ from sglang_moe_opt.schedule_limits import MAX_RESCALE, MIN_RESCALE
 
 Rows = NDArray[np.int64] | None
 """Which of the sampled tokens to use, ascending; None is all."""
+MOST_OUTPUT_BYTES = 1 << 30
+"""Of experts' outputs that are held at a time: a larger sample goes through a layer in parts."""
+Products = NDArray[np.float32]
+"""Scalar products of the weighted outputs of a token's experts, [L, N, K, K]: by layer, token, and pair of slots."""
 
 
 def check_folder(model: Path, statistics: Path) -> ExpertStatistics:
@@ -61,9 +65,24 @@ def router_weights(model: Path, statistics: Path, rows: Rows = None) -> RouterWe
     return RouterWeights(ids, np.stack(found).astype(np.float32))
 
 
-def fit_factors(
-    model: Path, statistics: Path, weights: RouterWeights, table: LayerTable, rows: Rows = None
-) -> tuple[float, ...]:
+def output_products(model: Path, statistics: Path, rows: Rows = None) -> Products:
+    """What `fit_factors` needs of the experts, whatever is kept: one pass of the sample through all of them.
+
+    Args:
+        model: folder of the model.
+        statistics: folder of its calibration.
+        rows: which of the sampled tokens.
+
+    Raises:
+        ValueError: a broken checkpoint, no sampled inputs.
+    """
+    with Tensors(model) as tensors, torch.inference_mode():
+        ids = tensors.shape.moe_layer_ids
+        found = [_products(MoELayer.read(tensors, one), _inputs(statistics, one, rows)) for one in ids]
+    return np.stack(found)
+
+
+def fit_factors(weights: RouterWeights, products: Products, table: LayerTable) -> tuple[float, ...]:
     """For each layer the factor on kept weights that brings the routed output nearest to the full model's.
 
     Least squares over the sampled tokens: f = <y, z> / <z, z>, y the weighted sum of all of a token's experts, z that
@@ -71,24 +90,16 @@ def fit_factors(
     the renormalising factor if they were all the same.
 
     Args:
-        model: folder of the model.
-        statistics: folder of its calibration.
-        weights: of the same rows, as `router_weights` gives them.
+        weights: of the same rows as the products.
+        products: as `output_products` gives them.
         table: what is kept; its rescale does not matter.
-        rows: which of the sampled tokens.
-
-    Raises:
-        ValueError: a broken checkpoint, no sampled inputs.
     """
-    keep = torch.from_numpy(weights.kept(table))
     factors = []
-    with Tensors(model) as tensors, torch.inference_mode():
-        for index, layer_id in enumerate(weights.layer_ids):
-            x = _inputs(statistics, layer_id, rows)
-            whole, kept = _routed(MoELayer.read(tensors, layer_id), x, keep[index])
-            squares = float((kept.double() ** 2).sum())
-            factor = float((whole.double() * kept.double()).sum()) / squares if squares > 0 else 1.0
-            factors.append(float(f"{min(max(factor, MIN_RESCALE), MAX_RESCALE):.4g}"))
+    for own, keep in zip(products, weights.kept(table), strict=True):
+        with_kept = np.einsum("tij,tj->ti", own, keep, dtype=np.float64)  # of each expert with the sum z
+        squares = float(with_kept[keep].sum())
+        factor = float(with_kept.sum()) / squares if squares > 0 else 1.0
+        factors.append(float(f"{min(max(factor, MIN_RESCALE), MAX_RESCALE):.4g}"))
     return tuple(factors)
 
 
@@ -97,13 +108,17 @@ def _inputs(statistics: Path, layer_id: int, rows: Rows) -> Tensor:
     return x if rows is None else x[torch.from_numpy(rows)]
 
 
-def _routed(layer: MoELayer, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The routed experts' sum [T, H] over all slots, and over those of `keep` [T, K]."""
+def _products(layer: MoELayer, x: Tensor) -> NDArray[np.float32]:
+    """One layer of `output_products`, [T, K, K]."""
     weights, ids = layer.router(x)
-    whole, kept = torch.zeros_like(x), torch.zeros_like(x)
+    at_once = max(1, MOST_OUTPUT_BYTES // (x.element_size() * ids.shape[1] * x.shape[1]))
+    parts = zip(x.split(at_once), weights.split(at_once), ids.split(at_once), strict=True)
+    return np.concatenate([_products_of(layer, *part) for part in parts])
+
+
+def _products_of(layer: MoELayer, x: Tensor, weights: Tensor, ids: Tensor) -> NDArray[np.float32]:
+    outputs = x.new_empty(*ids.shape, x.shape[1])
     for expert in ids.unique().tolist():
         tokens, slots = (ids == expert).nonzero(as_tuple=True)
-        out = layer.expert(expert)(x[tokens]) * weights[tokens, slots].unsqueeze(1)
-        whole.index_add_(0, tokens, out)
-        kept.index_add_(0, tokens, out * keep[tokens, slots].unsqueeze(1))
-    return whole, kept
+        outputs[tokens, slots] = layer.expert(expert)(x[tokens]) * weights[tokens, slots].unsqueeze(1)
+    return np.asarray((outputs @ outputs.transpose(1, 2)).numpy(), np.float32)

@@ -23,8 +23,8 @@ from sglang_moe_opt.fields import show
 from sglang_moe_opt.magnitude.realised import realised
 from sglang_moe_opt.policy import CUSTOM
 from sglang_moe_opt.search.candidate import Candidate
+from sglang_moe_opt.search.sensitivity import Ids
 
-Ids = NDArray[np.int32]
 PATIENCE_S: Final = 60.0
 """A request that keeps failing is given up after this time."""
 

@@ -107,17 +107,17 @@ def fit(observations: Sequence[Observation], lowest: int, top_k: int, seed: int 
         raise ValueError(f"layer costs: every schedule must have as many layers, each with {lowest} to {top_k} experts")
     mixes = np.array([index for index, one in enumerate(observations) if _lowered(one, top_k) > 1])
     largest = max(max(one.loss for one in observations), 1e-9)
-    best: tuple[float, LayerCosts] | None = None
+    best: _Form | None = None
     for with_neighbours in (False, True) if len(mixes) >= 4 * FOLDS else (False,):
-        forms = [_score(observations, mixes, lowest, top_k, c / largest, with_neighbours, seed) for c in _curves(mixes)]
-        score, chosen = min(forms, key=lambda form: form[0])
-        plain = next(form for form in forms if form[1].curvature == 0)
-        if score > WORTH * plain[0]:
-            score, chosen = plain
-        if best is None or score < WORTH * best[0]:
-            best = score, chosen
+        forms = [_judge(observations, mixes, lowest, top_k, c / largest, with_neighbours, seed) for c in _curves(mixes)]
+        chosen = min(forms, key=lambda form: form.relative_error)
+        plain = next(form for form in forms if form.curvature == 0)
+        if chosen.relative_error > WORTH * plain.relative_error:
+            chosen = plain
+        if best is None or chosen.relative_error < WORTH * best.relative_error:
+            best = chosen
     assert best is not None
-    return best[1]
+    return replace(_fit(observations, lowest, top_k, best.curvature, best.with_neighbours), error=best.error)
 
 
 def _curves(mixes: NDArray[np.int64]) -> tuple[float, ...]:
@@ -125,7 +125,17 @@ def _curves(mixes: NDArray[np.int64]) -> tuple[float, ...]:
     return CURVATURES if len(mixes) >= FOLDS else (0.0,)
 
 
-def _score(
+@dataclass(frozen=True)
+class _Form:
+    """A form of the model, and its errors on left-out mixes: relative to their spreads, and in nats."""
+
+    curvature: float
+    with_neighbours: bool
+    relative_error: float = 0.0
+    error: float = float("nan")
+
+
+def _judge(
     observations: Sequence[Observation],
     mixes: NDArray[np.int64],
     lowest: int,
@@ -133,11 +143,10 @@ def _score(
     curvature: float,
     with_neighbours: bool,
     seed: int,
-) -> tuple[float, LayerCosts]:
-    """Relative error on left-out mixes, and the model fitted on everything."""
-    whole = _fit(observations, lowest, top_k, curvature, with_neighbours)
+) -> _Form:
+    """Cross-validate a form on the mixes, where there are enough of them."""
     if len(mixes) < FOLDS:
-        return 0.0, whole
+        return _Form(curvature, with_neighbours)
     folds = np.array_split(np.random.default_rng(seed).permutation(mixes), FOLDS)
     relative, absolute = [], []
     for fold in folds:
@@ -149,8 +158,8 @@ def _score(
             difference = model.predict(one.layers) - one.loss
             absolute.append(difference)
             relative.append(difference / _spread(one, MIX_ERROR))
-    error = float(np.sqrt(np.mean(np.square(absolute))))
-    return float(np.sqrt(np.mean(np.square(relative)))), replace(whole, error=error)
+    relative_error, error = (float(np.sqrt(np.mean(np.square(errors)))) for errors in (relative, absolute))
+    return _Form(curvature, with_neighbours, relative_error, error)
 
 
 def _fit(

@@ -14,12 +14,11 @@ from sglang_moe_opt.schedule import SkipSchedule
 from sglang_moe_opt.schedule_limits import LayerBase
 from sglang_moe_opt.search.gaussian_process import default_surrogate
 from sglang_moe_opt.search.measurements import Measurements
-from sglang_moe_opt.search.proposals import bhep_grid, climb, front
+from sglang_moe_opt.search.proposals import bhep_grid, climb, front, within
 from sglang_moe_opt.search.rivals import folds as row_folds
 from sglang_moe_opt.search.surrogate import LEVEL, Fitted, Surrogate, Tables, Values
 
 FOLDS: Final = 10
-_TOLERANCE: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,6 @@ def search_measurements(
     top: int = 5,
     predict: Sequence[SkipSchedule] = (),
     layer_base: LayerBase = "moe",
-    surrogate: Surrogate | None = None,
     folds: int = FOLDS,
 ) -> MeasuredSearch:
     """Fit the measurements and search schedules.
@@ -141,7 +139,6 @@ def search_measurements(
         top: how many schedules of each list.
         predict: schedules whose score is asked for.
         layer_base: what p of the searched schedules counts.
-        surrogate: default: `default_surrogate`.
         folds: of the cross-validation, each of them one fit.
 
     Raises:
@@ -156,15 +153,14 @@ def search_measurements(
     for rule, table in asked:
         if not table.is_static:
             raise FieldError("predict", rule.rule, "na, schedule or layers: what rules by weight keep is not known")
-    surrogate = surrogate or default_surrogate(data.tables.shape[1], data.shape.top_k)
+    surrogate = default_surrogate(data.tables.shape[1], data.shape.top_k)
     fitted = surrogate.fit(data.tables, data.scores)
     scorer = _Scorer(data, fitted)
 
     rules, tables = bhep_grid(data.shape, lowest, highest, layer_base)
     means = tables.mean(1)
     values = data.sign * fitted.mean(tables)
-    inside = means <= budget + _TOLERANCE
-    ranked = _best_first(values, inside, top)
+    ranked = _best_first(values, within(means, budget), top)
     start, chosen = tables[ranked[0]], front(means, values)
     return MeasuredSearch(
         measurements=data,
@@ -235,5 +231,5 @@ def _distinct(data: Measurements, scores: Values, budget: float, top: int) -> li
     """First rows of the best distinct tables within the budget, by the mean of their repeats."""
     means = np.bincount(data.groups, scores) / np.bincount(data.groups)
     first = np.unique(data.groups, return_index=True)[1]
-    inside = data.mean_na[first] <= budget + _TOLERANCE
+    inside = within(data.mean_na[first], budget)
     return [int(first[group]) for group in _best_first(data.sign * means, inside, top)]

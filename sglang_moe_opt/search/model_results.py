@@ -44,7 +44,7 @@ def summary(
     """
     fit_text, check_text, full = search.fit_text, search.check_text, search.space.full
     winner = judged.best if judged is not None and judged.wins and judged.best is not None else found.winner
-    per_token = float(fit_text.nats[full].sum()) / fit_text.tokens
+    per_token = fit_text.per_token(full)
     neighbours = found.costs.neighbours
     terms = [
         {str(na): round(found.costs.loss(float(term)), 6) for na, term in zip(found.costs.levels, row, strict=True)}
@@ -109,13 +109,12 @@ def _winner(search: Search, found: Found, expert_bytes: int, judged: Judged | No
             "expert_bytes_per_token": round(judged.fit_na * layers * expert_bytes),
             "share_of_full": round(judged.fit_na * layers / full.total, 4),
         }
-    per_token = float(search.fit_text.nats[full].sum()) / search.fit_text.tokens
     return {
         **by_weight_results.rank_row(search, one),
         "expert_bytes_per_token": one.total * expert_bytes,
         "share_of_full": round(one.total / full.total, 4),
         "loss_percent_on_fit_text": interval(search.fit_text.percent(one, full)),
-        "predicted_percent": round(100 * found.costs.predict(one.layers) / per_token, 4),
+        "predicted_percent": round(100 * found.costs.predict(one.layers) / search.fit_text.per_token(full), 4),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -69,7 +69,8 @@ class Search:
         mixes = self.space.mixes(self.settings.mixes, (low, high), rescale, self.settings.seed)
         self.measure("single layers", singles)
         self.measure("mixes", mixes)
-        self._seen = dict.fromkeys([*singles, *mixes, *self._measured(rescale)])  # plain ones belong to the fit, too
+        # Plain schedules were measured before: they belong to the fit as well.
+        self._seen = dict.fromkeys([*singles, *mixes, *self._measured(rescale)])
         if self.max_loss is not None:
             return self._cheapest(singles, mixes, rescale)
         costs = self._refine(self.budget.limit, rescale)
@@ -90,8 +91,7 @@ class Search:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _total(self, limit: float) -> int:
-        spend = Budget(self.budget.kind, self.budget.wanted, self.budget.weights, limit)
-        return spend.total(self.space.layers, self.space.lowest)
+        return replace(self.budget, limit=limit).total(self.space.layers, self.space.lowest)
 
     def _around(self, total: int) -> tuple[int, int]:
         """Sums of na of the mixes: the budget's own; a wider range where the sum is still to be found."""
@@ -215,7 +215,7 @@ class Search:
         whole = self.budget.limit
         costs = self._fit()
         full = self.space.full
-        per_token = float(self.fit_text.nats[full].sum()) / self.fit_text.tokens
+        per_token = self.fit_text.per_token(full)
         front = self._problem(costs).front(whole)
         inside = [one for one in front if 100 * costs.loss(one.loss) / per_token <= self.max_loss]
         if not inside:
@@ -267,7 +267,7 @@ class Search:
         return [one for one in self._measured(rescale) if self._spent(one) <= limit * (1 + 1e-9)]
 
     def _measured(self, rescale: Rescale) -> list[Candidate]:
-        """Schedules measured under this rescale."""
+        """Schedules measured under this rescale, but for the full model."""
         return [one for one in self.fit_text.nats if one.rescale == rescale and one != self.space.full]
 
     def _spent(self, one: Candidate) -> float:

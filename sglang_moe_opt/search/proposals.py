@@ -17,6 +17,11 @@ _MAX_MOVES: Final = 2000  # accepted exchanges of one climb
 _TOLERANCE: Final = 1e-9
 
 
+def within(mean_na: Values, budget: float) -> NDArray[np.bool_]:
+    """Which schedules keep to the budget."""
+    return np.asarray(mean_na <= budget + _TOLERANCE)
+
+
 def bhep_grid(
     shape: ModelShape, lowest: int, highest: int, layer_base: LayerBase = "moe"
 ) -> tuple[list[SkipSchedule], Tables]:

@@ -78,6 +78,10 @@ class Text:
         self.nats |= dict(zip(missing, found, strict=True))
         self.asked += len(missing) * sum(map(len, self.pieces))
 
+    def per_token(self, one: Candidate) -> float:
+        """Nats per token of a measured schedule."""
+        return float(self.nats[one].sum()) / self.tokens
+
     def difference(self, one: Candidate, other: Candidate) -> Difference:
         """`one` minus `other`; both have been measured."""
         apart = self.nats[one] - self.nats[other]
@@ -92,8 +96,7 @@ class Text:
 
     def percent(self, one: Candidate, other: Candidate) -> Difference:
         """Change of bits per byte in percent: bytes of the text cancel."""
-        per_token = float(self.nats[other].sum()) / self.tokens
-        found = self.difference(one, other)
+        found, per_token = self.difference(one, other), self.per_token(other)
         return Difference(100 * found.value / per_token, 100 * found.error / per_token)
 
     def observation(self, one: Candidate, full: Candidate) -> Observation:
@@ -147,7 +150,8 @@ class Space:
             total = int(generator.integers(totals[0], totals[1] + 1))
             wide = generator.uniform(0.3, 1.0) * (self.top_k - self.lowest) / 2
             values = total / self.layers + generator.normal(0, wide, self.layers)
-            found[Candidate(tuple(self.nearest(values, total)), rescale)] = None
+            inside = np.clip(values, self.lowest, self.top_k).tolist()
+            found[Candidate(tuple(rounded_to(inside, total, self.lowest, self.top_k)), rescale)] = None
         return list(found)
 
     def swaps(self, one: Candidate) -> list[Candidate]:
@@ -161,10 +165,6 @@ class Space:
                 if giver != taker and layers[giver] >= self.lowest and layers[taker] <= self.top_k:
                     found.append(Candidate(tuple(layers), one.rescale))
         return found
-
-    def nearest(self, values: Sequence[float] | Array, total: int) -> list[int]:
-        """Whole numbers within bounds that sum to `total`, near the values."""
-        return rounded_to(np.clip(values, self.lowest, self.top_k).tolist(), total, self.lowest, self.top_k)
 
     def _with(self, index: int, na: int, rescale: Rescale) -> Candidate:
         layers = [self.top_k] * self.layers

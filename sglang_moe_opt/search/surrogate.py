@@ -60,13 +60,13 @@ def check_rows(tables: Tables, scores: Values) -> None:
         raise ValueError(f"measurements: all {len(scores)} scores are {scores[0]:g}; nothing can be learned from them")
 
 
-def half_width(errors: Values, level: float = LEVEL) -> float:
+def half_width(errors: Values) -> float:
     """Half the width of an interval for a new error, from the errors of rows that were left out, [N].
 
     With enough rows the order statistic of conformal prediction, which presumes no distribution; else Student's t.
     """
     count = len(errors)
-    rank = int(np.ceil((count + 1) * level))
+    rank = int(np.ceil((count + 1) * LEVEL))
     if rank <= count:
         return float(np.sort(np.abs(errors))[rank - 1])
-    return float(np.sqrt((errors**2).mean()) * stats.t.ppf((1 + level) / 2, count - 1))
+    return float(np.sqrt((errors**2).mean()) * stats.t.ppf((1 + LEVEL) / 2, count - 1))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,11 +19,9 @@ from sglang_moe_opt import __version__
 from sglang_moe_opt.files import sha256_of, write_atomically
 from sglang_moe_opt.progress import step_progress
 from sglang_moe_opt.search.measurements import Measurements, PlainShape
-from sglang_moe_opt.search.proposals import bhep_grid, climb
+from sglang_moe_opt.search.proposals import bhep_grid, climb, within
 from sglang_moe_opt.search.rivals import surrogates
 from sglang_moe_opt.search.surrogate import LEVEL, Fitted, Surrogate, Tables, Values
-
-_TOLERANCE: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def split_once(data: Measurements, surrogate: Surrogate, budget: float, seed: in
     found = fitted.predict(rest.tables)
     errors = np.abs(found.mean - rest.scores)
     unseen = ~np.isin(data.groups[other], data.groups[fitted_rows])
-    best = (data.sign * data.scores[data.mean_na <= budget + _TOLERANCE]).max()
+    best = (data.sign * data.scores[within(data.mean_na, budget)]).max()
 
     def regret(chosen: NDArray[np.int64]) -> float:
         return float(best - data.sign * data.repeats(chosen).mean())
@@ -135,7 +133,7 @@ def _unrestricted(data: Measurements, fits: list[Fitted], judge: Fitted, budget:
         chosen = _choice(grid, data.sign * fitted.mean(grid), budget)
         kinds["best_schedule"].append(chosen)
         kinds["best_layers"].append(climb(fitted, chosen, budget, lowest, highest, data.sign))
-    inside = data.tables[data.mean_na <= budget + _TOLERANCE]
+    inside = data.tables[within(data.mean_na, budget)]
     best = float((data.sign * judge.mean(inside)).max() * data.sign)
     result: dict[str, Any] = {
         "judged_by": "the default surrogate fitted to all rows: a prediction, not a measurement",
@@ -153,7 +151,7 @@ def _unrestricted(data: Measurements, fits: list[Fitted], judge: Fitted, budget:
 
 
 def _choice(tables: Tables, values: Values, budget: float) -> NDArray[np.int64]:
-    inside = tables.mean(1) <= budget + _TOLERANCE
+    inside = within(tables.mean(1), budget)
     return np.asarray(tables[inside][values[inside].argmax()])
 
 

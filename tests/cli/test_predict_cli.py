@@ -59,6 +59,13 @@ def test_every_kind_of_curve(tmp_path: Path) -> None:
     assert all(p["speedup"] > 1 for p in points[1:])
 
 
+def test_a_schedule_may_repeat_a_number() -> None:
+    result = run(*LITE, "--schedule", "6,4,4,26", "--concurrency", "16", "--json")
+    assert result.exit_code == 0, result.output
+    baseline, point = json.loads(result.stdout)["points"]
+    assert 4 < point["na"] < baseline["na"]
+
+
 def test_questions_and_files(tmp_path: Path) -> None:
     result = run(
         *LITE, "--na", "6,2", "--concurrency", "2,64", "--want", "1.3", "--at", "16", "--pays", "1.2",
@@ -142,6 +149,8 @@ def test_weights_that_do_not_fit_are_noted() -> None:
         ([*V3, "--count", "words"], "error: --count: got 'words', allowed: total, output"),
         ([*V3, "--schedule", "6,4,2"], "error: schedule.schedule: got [6, 4, 2]"),
         ([*V3, "--hint", '{"min_ratio": 0.2}'], "error: schedule: got"),
+        ([*V3, "--hint", '{"na": '], "error: --hint: got '{\"na\": ', allowed: JSON, or a profile's name"),
+        ([*V3, "--hint", 9999 * '{"a":'], "error: --hint: got"),
         ([*V3, "--parameters", "absent.json"], "error: --parameters: got 'absent.json'"),
         ([*V3, "--fit", "absent.csv"], "error: --fit: got 'absent.csv'"),
         ([*LITE, "--fit", str(TABLE_8), "--hold", "skew"], "error: --hold: got 'skew'"),

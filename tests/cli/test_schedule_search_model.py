@@ -102,6 +102,16 @@ def test_model_and_corpus_are_needed(capsys: pytest.CaptureFixture[str]) -> None
     assert "--model: got None, allowed: --model and --corpus, or --from-measurements" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["nobody/absent", "no hub/id"])
+def test_a_model_that_is_nowhere(
+    model: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert search(model, "--mean-na", 3, "--model", name) == 2
+    errors = capsys.readouterr().err
+    assert f"--model: got '{name}', allowed: a folder, or a Hugging Face id" in errors and errors.count("\n") == 1
+
+
 def test_a_server_that_is_not_there(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(model, "--mean-na", 3, "--url", "http://127.0.0.1:9") == 1
     assert "cannot be reached" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, router_weights  # noqa: E402
+from sglang_moe_opt.magnitude.sample import check_folder, draw_rows, fit_factors, output_products, router_weights  # noqa: E402
 from sglang_moe_opt.model_shape import MoEShape  # noqa: E402
 from sglang_moe_opt.pruning.moe_layer import MoELayer, Tensors  # noqa: E402
 from sglang_moe_opt.pruning.statistics import INPUTS_FILE, input_name  # noqa: E402
@@ -46,7 +46,7 @@ def test_factors_are_least_squares(model: Path) -> None:
     table = SkipSchedule(min_ratio=0.9, rescale=1.0).expand(MoEShape.from_path(model))
     keep = found.kept(table)
     assert 0.3 < keep.mean() < 0.95, "some are dropped, some are not"
-    factors = fit_factors(model, statistics, found, table)
+    factors = fit_factors(found, output_products(model, statistics), table)
     with Tensors(model) as tensors:
         for index, layer_id in enumerate(found.layer_ids):
             layer = MoELayer.read(tensors, layer_id)
@@ -61,10 +61,16 @@ def test_factors_are_least_squares(model: Path) -> None:
 
 def test_factors_where_nothing_or_everything_is_dropped(model: Path) -> None:
     statistics = model.parent / "statistics"
-    found = router_weights(model, statistics)
+    found, products = router_weights(model, statistics), output_products(model, statistics)
     for na in (0, 3):
         table = SkipSchedule(na=na).expand(MoEShape.from_path(model))
-        assert fit_factors(model, statistics, found, table) == (1.0, 1.0)
+        assert fit_factors(found, products, table) == (1.0, 1.0)
+
+
+def test_a_sample_that_is_large_goes_through_in_parts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = output_products(model, model.parent / "statistics")
+    monkeypatch.setattr("sglang_moe_opt.magnitude.sample.MOST_OUTPUT_BYTES", 7 * 4 * whole.shape[2] * 16)
+    np.testing.assert_allclose(output_products(model, model.parent / "statistics"), whole, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_are_drawn_by_seed(model: Path) -> None:

@@ -133,7 +133,5 @@ def test_concave_losses_never_pay_for_fewer_experts() -> None:
 
 def test_half_width() -> None:
     errors = np.arange(1.0, 101.0) * np.where(np.arange(100) % 2, 1, -1)
-    assert half_width(errors, 0.95) == 96  # the 96th of 100: (100 + 1) x 0.95 rounded up
-    assert half_width(np.array([1.0, -1.0, 1.0, -1.0]), 0.95) == pytest.approx(
-        3.1824, abs=1e-3
-    )  # Student's t, 3 degrees
+    assert half_width(errors) == 96  # the 96th of 100: (100 + 1) x 0.95 rounded up
+    assert half_width(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(3.1824, abs=1e-3)  # Student's t, 3 degrees
