@@ -13,6 +13,7 @@ from rich.table import Table
 from loadtest.results import ratios, spread
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.perfmodel.roofline import Machine, decode_step, expected_distinct_experts
+from sglang_moe_opt.pyplot import pyplot
 
 SGLANG, OURS, LLAMA = "sglang", "moe-opt", "llama.cpp"
 
@@ -186,11 +187,7 @@ def _quartiles(values: dict[str, Any]) -> str:
 
 def write_plot(result: dict[str, Any], path: Path) -> None:
     """Decode tok/s against concurrency, a panel for each number of experts, with the roofline."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     counts = list(dict.fromkeys(p["na"] for p in result["summary"]))
     figure, panels = plt.subplots(1, len(counts), figsize=(5 * len(counts), 4), sharey=True, squeeze=False)
     for panel, na in zip(panels[0], counts, strict=True):

@@ -9,7 +9,8 @@ from typing import Any
 from eval.comparison import Comparison, Measure, Shape
 from eval.outputs import png_kept
 from eval.outputs.points import AXIS, COLORS, FEW, Point, around, front, points, shows_mean_na
-from eval.results import ResultsError, TaskEntry
+from eval.results import TaskEntry
+from sglang_moe_opt.pyplot import pyplot
 
 FILES: dict[Measure, str] = {"average": "accuracy_vs_mean_na.png", "bits_per_byte": "bits_per_byte_vs_mean_na.png"}
 TASKS_FILE = "per_task.png"
@@ -18,12 +19,8 @@ X_LABEL = "mean na (routed experts per token)"
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Raises ResultsError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ResultsError("PNG plots need matplotlib: pip install 'sglang-moe-opt[plots]'") from None
-    matplotlib.use("Agg")
+    """Raises NoMatplotlibError."""
+    pyplot()  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for measure, name in FILES.items():
@@ -37,8 +34,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _measure(comparison: Comparison, found: list[Point], measure: Measure, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.6), dpi=144, layout="constrained")
     if measure == "average" and comparison.noise and comparison.noise.band:
         band = comparison.noise.band
@@ -63,8 +59,7 @@ def _measure(comparison: Comparison, found: list[Point], measure: Measure, path:
 
 
 def _tasks(comparison: Comparison, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     columns = min(4, len(comparison.tasks))
     lines = ceil(len(comparison.tasks) / columns)
     figure, grid = plt.subplots(
@@ -105,7 +100,6 @@ def _scatter(axes: Any, values: list[tuple[Shape, float, float]], size: int = 34
 
 
 def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure.savefig(path)
     plt.close(figure)

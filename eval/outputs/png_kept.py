@@ -8,6 +8,7 @@ from typing import Any
 from eval.comparison import Comparison, Measure
 from eval.outputs import kept
 from eval.outputs.points import AXIS, make_point
+from sglang_moe_opt.pyplot import pyplot
 from sglang_moe_opt.report import series
 
 FILES: dict[Measure, str] = {
@@ -27,8 +28,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _draw(comparison: Comparison, found: list[kept.Series], measure: Measure, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.6), dpi=144, layout="constrained")
     full = make_point(comparison, comparison.baseline, measure, 100 * comparison.baseline.share)
     axes.axhline(full.y, color="0.6", lw=0.8, ls=":")

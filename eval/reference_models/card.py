@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.reference_models.export import ARCHITECTURES
 from eval.reference_models.gate import CALIBRATION_WINDOWS
+from sglang_moe_opt.pyplot import pyplot
 
 SOURCE_FILES = {
     "wikitext": ["corpora/wikitext2_valid.txt", "corpora/wikitext2_test.txt"],
@@ -213,11 +214,7 @@ Numbers: `training.json`, which holds the recipe of these very weights, and `eva
 
 def plot_curve(training: dict[str, Any], path: Path) -> None:
     """Training loss, held-out bits per byte, learning rate and expert load against tokens, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     millions = [row["tokens"] / 1e6 for row in training["curve"]]
     heldout = training["heldout_bpb"]
     figure, (loss, bits, load) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")

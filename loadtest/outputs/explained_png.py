@@ -12,6 +12,7 @@ from loadtest.explanation import ExplainedPoint
 from loadtest.outputs import looks, panels
 from loadtest.outputs.png import draw_panel
 from sglang_moe_opt.perfmodel.step import REGIMES
+from sglang_moe_opt.pyplot import pyplot
 
 FILE = "explanation.png"
 COLUMNS = 2
@@ -24,11 +25,7 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     points = analysis.explanation.points
     if not points:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     predicted = [(panel, panels.curves(analysis, panel, "closed")) for panel in panels.PREDICTED]
     predicted = [(panel, found) for panel, found in predicted if found]
     first = [point for point in points if point.arm == points[0].arm and point.achieved.shares]

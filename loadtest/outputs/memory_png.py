@@ -7,6 +7,7 @@ from pathlib import Path
 from loadtest.analysis import Analysis
 from loadtest.outputs import looks
 from loadtest.outputs.servers import megabytes, servers
+from sglang_moe_opt.pyplot import pyplot
 
 FILE = "memory.png"
 
@@ -16,11 +17,7 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     rows = [row for row in servers(analysis) if row.scheduler_mb is not None]
     if not rows:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 1.4 + 0.5 * len(rows)), dpi=144, layout="constrained")
     for place, row in enumerate(rows):
         color = looks.LIGHT[looks.color(analysis.arms.index(row.arm))]

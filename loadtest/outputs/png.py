@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from eval.results import ResultsError
 from loadtest.analysis import Analysis
 from loadtest.outputs import looks, panels
 from loadtest.outputs.panels import Curve, Panel
 from loadtest.outputs.words import AXIS
+from sglang_moe_opt.pyplot import pyplot
 
 COLUMNS = 2
 LABEL_INCHES = 0.36
@@ -37,12 +37,8 @@ PICTURES = (
 
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:
-    """The first kind of load has the plain file names. Raises ResultsError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ResultsError("PNG plots need matplotlib: pip install 'sglang-moe-opt[plots]'") from None
-    matplotlib.use("Agg")
+    """The first kind of load has the plain file names. Raises NoMatplotlibError."""
+    pyplot()  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, kind in enumerate(panels.kinds(analysis)):
@@ -57,8 +53,7 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
 
 
 def _draw(analysis: Analysis, drawn: list[tuple[Panel, list[Curve]]], kind: str, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     columns = min(COLUMNS, len(drawn))
     lines = -(-len(drawn) // columns)
     size = (7.2, 4.6) if len(drawn) == 1 else (5.4 * columns, 3.7 * lines)

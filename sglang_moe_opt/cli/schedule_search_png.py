@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_moe_opt.files import replace_atomically
+from sglang_moe_opt.pyplot import pyplot
 from sglang_moe_opt.report import series
 
 if TYPE_CHECKING:
@@ -13,14 +14,8 @@ if TYPE_CHECKING:
 
 
 def draw(found: MeasuredSearch, path: Path) -> None:
-    """Raises ValueError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ValueError("PNG plots need matplotlib: pip install 'sglang-moe-opt[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Raises NoMatplotlibError."""
+    plt = pyplot()
     figure, (scores, layers) = plt.subplots(1, 2, figsize=(12, 4.8), dpi=144, layout="constrained")
     _scores(scores, found)
     _layers(layers, found)

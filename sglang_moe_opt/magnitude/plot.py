@@ -10,6 +10,7 @@ import numpy as np
 
 from sglang_moe_opt.files import replace_atomically
 from sglang_moe_opt.magnitude.distribution import LayerDistribution
+from sglang_moe_opt.pyplot import pyplot
 
 BEFORE, AFTER = "#1950e5", "#d26b05"
 
@@ -17,14 +18,8 @@ BEFORE, AFTER = "#1950e5", "#d26b05"
 def draw(
     before: Sequence[LayerDistribution], after: Sequence[LayerDistribution] | None, title: str, file: Path
 ) -> None:
-    """Write a PNG. Raises ValueError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ValueError("PNG plots need matplotlib: pip install 'sglang-moe-opt[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Write a PNG. Raises NoMatplotlibError."""
+    plt = pyplot()
     figure, grid = plt.subplots(
         2 if after else 1, 3, figsize=(12, 6.4 if after else 3.4), dpi=120, layout="constrained"
     )

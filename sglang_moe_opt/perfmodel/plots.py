@@ -10,15 +10,16 @@ from sglang_moe_opt.files import replace_atomically
 from sglang_moe_opt.perfmodel.predict import Prediction
 from sglang_moe_opt.perfmodel.step import REGIMES
 from sglang_moe_opt.perfmodel.validation import Compared
+from sglang_moe_opt.pyplot import pyplot
 from sglang_moe_opt.report.series import LIGHT, MATPLOTLIB
 
 REGIME_MARKS: Final = dict(zip(REGIMES, ("o", "^", "s", "X"), strict=True))
 
 
 def write_predictions(predictions: Sequence[Prediction], title: str, path: Path) -> None:
-    """Speed-up with its interval, its regime as the marker, and tokens per second. Raises RuntimeError, OSError."""
-    pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4))
+    """Speed-up with interval, the regime as its marker, and tokens per second. Raises NoMatplotlibError, OSError."""
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
     labels = list(dict.fromkeys(one.curve.label for one in predictions))
     for number, label in enumerate(labels):
         mine = [one for one in predictions if one.curve.label == label]
@@ -38,9 +39,9 @@ def write_predictions(predictions: Sequence[Prediction], title: str, path: Path)
 
 
 def write_comparison(compared: Sequence[Compared], title: str, path: Path) -> None:
-    """Measured points on predicted lines: tokens per second, and speed-up. Raises RuntimeError, OSError."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.4))
+    """Measured points on predicted lines: tokens per second, and speed-up. Raises NoMatplotlibError, OSError."""
+    plt = pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4))
     labels = list(dict.fromkeys(one.label for one in compared))
     for panel, kind in zip(panels, ("tok_s", "speedup"), strict=True):
         for number, label in enumerate(labels):
@@ -56,17 +57,6 @@ def write_comparison(compared: Sequence[Compared], title: str, path: Path) -> No
     _finish(figure, panels, [one.concurrency for one in compared], title, path)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise RuntimeError("PNG plots need matplotlib: pip install 'sglang-moe-opt[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _finish(figure: Any, panels: Sequence[Any], levels: Sequence[int], title: str, path: Path) -> None:
     ticks = sorted(set(levels))
     shown = [level for level in ticks if level & (level - 1) == 0] or ticks
@@ -80,4 +70,4 @@ def _finish(figure: Any, panels: Sequence[Any], levels: Sequence[int], title: st
     figure.tight_layout()
     save: Callable[[Path], object] = lambda file: figure.savefig(file, dpi=130, format="png")  # noqa: E731
     replace_atomically(path, save)
-    _pyplot().close(figure)
+    pyplot().close(figure)

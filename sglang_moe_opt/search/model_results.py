@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_moe_opt.files import replace_atomically, write_atomically
+from sglang_moe_opt.pyplot import NoMatplotlibError, pyplot
 from sglang_moe_opt.search import by_weight_results
 from sglang_moe_opt.search.by_weight import ByWeight, Judged
 from sglang_moe_opt.search.by_weight_results import interval
@@ -130,11 +131,9 @@ def write(folder: Path, search: Search, report: dict[str, Any]) -> list[Path]:
     write_atomically(folder / TABLE, page(report))
     written = [folder / name for name in (SUMMARY, TABLE, SENSITIVITIES)]
     try:
-        import matplotlib
-    except ModuleNotFoundError:
+        replace_atomically(folder / PLOT, lambda path: _plot(report, rows[fit_text.name], search.space.top_k, path))
+    except NoMatplotlibError:
         return written
-    matplotlib.use("Agg")
-    replace_atomically(folder / PLOT, lambda path: _plot(report, rows[fit_text.name], search.space.top_k, path))
     return [*written, folder / PLOT]
 
 
@@ -189,8 +188,7 @@ def _text(value: dict[str, Any]) -> str:
 
 
 def _plot(report: dict[str, Any], rows: list[dict[str, Any]], top_k: int, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), dpi=144, layout="constrained")
     _plot_singles(left, report, rows, top_k)
     _plot_front(right, report, rows)
