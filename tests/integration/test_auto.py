@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from batches import has_in_flight, stands_still
 from server import Server, eventually, request_body
 
 pytestmark = pytest.mark.server
@@ -48,7 +49,9 @@ def test_more_requests_change_the_level_and_it_comes_back(v2: Server) -> None:
         first = pool.submit(v2.tokens, prompt(20), "auto", new_tokens=long)
         while not v2.metric("sglang:num_running_reqs"):
             time.sleep(0.01)
-        others = [pool.submit(v2.tokens, prompt(21 + i), "auto", new_tokens=short) for i in range(6)]
+        with stands_still(v2):
+            others = [pool.submit(v2.tokens, prompt(21 + i), "auto", new_tokens=short) for i in range(6)]
+            assert has_in_flight(v2, 7)
         assert all(len(other.result()) == short for other in others)
         assert not first.done(), "the long answer ended too early to see its level return"
         tokens = first.result()

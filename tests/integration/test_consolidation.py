@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from batches import Ask, together
 from reference import check_best
 from server import V2, V3, Kind, Server, Servers, request_body
 
@@ -36,30 +36,11 @@ def filled(server: Server) -> float:
     return found
 
 
-def together(
-    server: Server,
-    asks: Sequence[tuple[list[int], object]],
-    new_tokens: int,
-    before_each: Callable[[], object] = lambda: None,
-) -> list[list[int]]:
-    """The answers to requests that begin in one step: they wait behind a prompt that takes longer than they to come.
-
-    The server's log tells whether they really decoded side by side; where not, they are asked again, after
-    `before_each`.
-    """
-    for attempt in range(5):
-        before_each()
-        server.flush_cache()
-        before = len(server.log.read_text(errors="replace"))
-        with ThreadPoolExecutor(len(asks) + 1) as pool:
-            blocker = pool.submit(server.tokens, prompts(1, 1000 + attempt, 1800)[0], "full", new_tokens=1)
-            while "Prefill batch" not in server.log.read_text(errors="replace")[before:] and not blocker.done():
-                pass
-            answers = list(pool.map(lambda ask: server.tokens(*ask, new_tokens=new_tokens), asks))
-        running = re.findall(r"Decode batch.*?#running-req: (\d+)", server.log.read_text(errors="replace")[before:])
-        if running.count(str(len(asks))) >= new_tokens - 1 and len(running) <= new_tokens:
-            return answers
-    pytest.fail(f"the requests never decoded side by side: {running}")
+def in_one_batch(server: Server, asks: Sequence[Ask], new_tokens: int) -> list[list[int]]:
+    """The answers to requests of which every step computes all."""
+    answers, running = together(server, asks, new_tokens)
+    assert running.count(len(asks)) >= new_tokens - 1 and len(running) <= new_tokens, running
+    return answers
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +74,7 @@ def test_a_batch_answers_as_the_reference_does(servers: Servers, kind: Kind) -> 
     """Some requests consolidate, some run in full, all begin in the same step; transformers' attention, our rule."""
     server = servers.get(kind)
     asks = [(ids, "together") for ids in prompts(REQUESTS, 4, 20)]
-    answers = together(server, asks, NEW_TOKENS)
+    answers = in_one_batch(server, asks, NEW_TOKENS)
     texts = [ids + answer for (ids, _), answer in zip(asks, answers, strict=True)]
     model = BatchedModel(server.model)
     lengths = [len(ids) for ids, _ in asks]
@@ -111,10 +92,10 @@ def test_a_batch_answers_as_the_reference_does(servers: Servers, kind: Kind) -> 
 def test_a_large_batch_runs_plainly(v2: Server) -> None:
     """Beyond max_batch (40) nobody consolidates, and `together` is `full` but for the name."""
     asks = [(ids, "together") for ids in prompts(44, 5, 10)]
-    before: list[float] = []
-    answers = together(v2, asks, 4, lambda: before.append(filled(v2)))
-    assert filled(v2) == before[-1]
-    assert answers == together(v2, [(ids, "full") for ids, _ in asks], 4)
+    before = filled(v2)
+    answers = in_one_batch(v2, asks, 4)
+    assert filled(v2) == before
+    assert answers == in_one_batch(v2, [(ids, "full") for ids, _ in asks], 4)
 
 
 def test_prompts_are_shared_with_full_and_answers_are_not(v2: Server) -> None:

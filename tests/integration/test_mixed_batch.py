@@ -7,12 +7,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from batches import Ask, running_requests, together
 from server import V2, V3, Kind, Server, Servers
 
 pytestmark = pytest.mark.server
 
 REQUESTS = 64
 NEW_TOKENS = 32
+STAGGER_S = 0.01
+KINDS = [pytest.param(V2, id="v2"), pytest.param(V3, id="v3")]
 
 
 def schedules(server: Server) -> list[object]:
@@ -32,39 +35,50 @@ def prompts(count: int) -> list[list[int]]:
     return [rng.choices(range(100, 4000), k=rng.randint(1, 60)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "stagger_s", "least_running"),
-    [
-        pytest.param(V2, 0.0, REQUESTS / 2, id="v2"),
-        pytest.param(V3, 0.0, REQUESTS / 2, id="v3"),
-        # The first may be done before the last arrive: what matters is that prompts join running answers.
-        pytest.param(V3, 0.01, 4, id="v3-staggered"),
-    ],
-)
-def test_each_request_gets_what_it_gets_alone(
-    servers: Servers, kind: Kind, stagger_s: float, least_running: float
-) -> None:
-    server = servers.get(kind)
-    server.flush_cache()
+def work(server: Server) -> list[Ask]:
     hints = schedules(server)
-    work = [(ids, hints[i % len(hints)]) for i, ids in enumerate(prompts(REQUESTS))]
-    alone = [server.tokens(ids, hint, new_tokens=NEW_TOKENS) for ids, hint in work]
+    return [(ids, hints[i % len(hints)]) for i, ids in enumerate(prompts(REQUESTS))]
+
+
+def alone(server: Server, asks: list[Ask]) -> list[list[int]]:
+    """What each answers with nobody beside it; the cache is empty afterwards."""
     server.flush_cache()
+    answers = [server.tokens(*ask, new_tokens=NEW_TOKENS) for ask in asks]
+    server.flush_cache()
+    by_schedule = {str(hint): answer for (_, hint), answer in zip(asks, answers, strict=True)}
+    assert len({tuple(tokens) for tokens in by_schedule.values()}) == len(schedules(server))
+    return answers
+
+
+def check_same(asked_alone: list[list[int]], in_company: list[list[int]]) -> None:
+    different = [i for i in range(REQUESTS) if asked_alone[i] != in_company[i]]
+    assert not different, f"{len(different)} of {REQUESTS} requests changed in company, the first: {different[0]}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_request_gets_what_it_gets_alone(servers: Servers, kind: Kind) -> None:
+    server = servers.get(kind)
+    asks = work(server)
+    expected = alone(server, asks)
+    answers, running = together(server, asks, NEW_TOKENS)
+    # On V3 long prompts come in chunks, beside which those decode whose prompts are done.
+    assert running.count(REQUESTS) > NEW_TOKENS / 2, running
+    check_same(expected, answers)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_prompts_join_running_answers(servers: Servers, kind: Kind) -> None:
+    server = servers.get(kind)
+    asks = work(server)
+    expected = alone(server, asks)
+    before = len(server.log.read_bytes())
 
     def send(i: int) -> list[int]:
-        time.sleep(i * stagger_s)
-        return server.tokens(*work[i], new_tokens=NEW_TOKENS)
+        time.sleep(i * STAGGER_S)
+        return server.tokens(*asks[i], new_tokens=NEW_TOKENS)
 
     with ThreadPoolExecutor(REQUESTS) as pool:
-        futures = [pool.submit(send, i) for i in range(REQUESTS)]
-        most_running = 0.0
-        while not all(future.done() for future in futures):
-            most_running = max(most_running, server.metric("sglang:num_running_reqs"))
-            time.sleep(0.05)
-        together = [future.result() for future in futures]
-
-    assert most_running > least_running, "the requests did not run in one batch"
-    different = [i for i in range(REQUESTS) if alone[i] != together[i]]
-    assert not different, f"{len(different)} of {REQUESTS} requests changed in company, the first: {different[0]}"
-    by_schedule = {str(hint): alone[i] for i, (_, hint) in enumerate(work)}
-    assert len({tuple(tokens) for tokens in by_schedule.values()}) == len(hints)
+        answers = list(pool.map(send, range(REQUESTS)))
+    running = running_requests(server, before)
+    assert max(running) >= 4 and len(set(running)) >= 4, f"nobody joined anybody: {running}"
+    check_same(expected, answers)
