@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+from sglang_moe_opt.pyplot import pyplot
+
 FAMILIES = (
     ("own ", "consolidated, own k0", "o", "#c1440e"),
     ("cap", "consolidated with a cap", "s", "#2a7f62"),
@@ -14,12 +16,8 @@ FAMILIES = (
 
 def png(model: str, by_batch: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """The figure of a result's rows by batch size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(by_batch), figsize=(6 * len(by_batch), 4.5), squeeze=False, sharey=True)
+    plots = pyplot()
+    figure, axes = plots.subplots(1, len(by_batch), figsize=(6 * len(by_batch), 4.5), squeeze=False, sharey=True)
     for axis, (batch, rows) in zip(axes[0], by_batch.items(), strict=True):
         plain = [row for row in rows if row["arm"].startswith("na=")]
         _draw(axis, plain, "plain skipping", "-D", "#555555")
@@ -37,7 +35,7 @@ def png(model: str, by_batch: Mapping[str, Sequence[Mapping[str, Any]]]) -> byte
     figure.tight_layout()
     out = BytesIO()
     figure.savefig(out, format="png", dpi=110)
-    pyplot.close(figure)
+    plots.close(figure)
     return out.getvalue()
 
 
