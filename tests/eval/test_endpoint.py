@@ -127,10 +127,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_answer_is_refused_at_once(model: Path, tmp_path: Path, fault: str) -> None:
     with fake_server(model, fault) as server:
-        start = time.monotonic()
         with pytest.raises(EndpointError) as error:
             client(server.url, model, tmp_path / "j", {"na": 2})._loglikelihood_tokens(requests(3))
-        assert time.monotonic() - start < QUICK.patience_s
+        assert server.requests == 1  # asked again, it would answer no better
         assert FAULTS[fault] in str(error.value)
         assert str(error.value).startswith(server.url)
         assert len(str(error.value).splitlines()) == 1
@@ -146,9 +145,10 @@ def test_a_busy_server_is_waited_for(model: Path, tmp_path: Path) -> None:
 def test_a_dead_server_is_given_up_and_its_answers_kept(model: Path, tmp_path: Path) -> None:
     wanted = requests(60)
     with fake_server(model, "dies", failures=5) as server:
+        one = client(server.url, model, tmp_path / "j")
         start = time.monotonic()
         with pytest.raises(EndpointError, match="no answer for 1 s: HTTP 500: out of order") as error:
-            client(server.url, model, tmp_path / "j")._loglikelihood_tokens(wanted)
+            one._loglikelihood_tokens(wanted)
         assert server.url in str(error.value)
         assert time.monotonic() - start < 10
     kept = len(Journal(tmp_path / "j"))
