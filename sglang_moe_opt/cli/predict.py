@@ -68,7 +68,8 @@ def predict(
     ] = None,
     parameters: Annotated[Path | None, typer.Option(help="File that --fit wrote.")] = None,
     graph_max_batch: Annotated[
-        int | None, typer.Option(help="Largest batch captured as a CUDA graph (default 160, as in the paper's engine).")
+        int | None,
+        typer.Option(help="Largest batch captured as a CUDA graph (default: the parameters'; with --fit none)."),
     ] = None,
     chunk: Annotated[int, typer.Option(help="Most tokens of a prefill step.")] = 8192,
     memory_fraction: Annotated[
