@@ -75,6 +75,8 @@ class _Run:
 
     def __init__(self, folder: Path, options: argparse.Namespace, journal: Path) -> None:
         largest = max(options.batch)
+        if options.texts < 2 * largest:
+            raise ValueError(f"texts: got {options.texts}, allowed: {2 * largest} or more; one batch has no interval")
         for size in options.batch:
             if size < 2 or options.texts % size or options.cloze % size or largest % size:
                 allowed = f"a divisor of {options.texts} texts, of {options.cloze} items and of {largest}"

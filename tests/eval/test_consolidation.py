@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.consolidation.__main__ import main
 from eval.consolidation.arms import Arm, standard_arms
 from eval.consolidation.figure import png
 from eval.consolidation.summary import Measured, against_plain, from_record, summarise, to_record
@@ -139,3 +140,20 @@ def test_steps_of_texts_that_end_apart() -> None:
     batch = Batch.of([[1, 2, 3, 4, 5], [6, 7, 8]], [1, 1], [3, 2], 2)
     assert batch.steps.tolist() == [[-1, 0, 1, 2, 3], [-1, 1, 2, -1, -1]]
     assert batch.scored.tolist() == [[False] * 3 + [True] * 2, [False, False, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (["--batch", "24"], "batch: got 24, allowed: a divisor of 256 texts"),
+        (["--texts", "32", "--batch", "32"], "texts: got 32, allowed: 64 or more; one batch has no interval"),
+    ],
+)
+def test_sizes_that_do_not_fit_end_in_one_line(
+    sizes: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "mini-v2", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out.json")]
+    assert main([*options, "--journal", str(tmp_path / "journal.json"), *sizes]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
