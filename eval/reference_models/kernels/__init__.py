@@ -24,7 +24,12 @@ def available() -> bool:
     from torch.utils.cpp_extension import load
 
     folder = Path(__file__).parent
-    load("reference_models_kernels", [str(folder / name) for name in _SOURCES], extra_cflags=_FLAGS)
+    load(
+        "reference_models_kernels",
+        [str(folder / name) for name in _SOURCES],
+        extra_cflags=_FLAGS,
+        is_python_module=False,
+    )
     _register()
     return True
 

@@ -1,6 +1,7 @@
 // Causal attention over short sequences, forward and backward, one (sequence, head) at a time.
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <cmath>
 #include <vector>

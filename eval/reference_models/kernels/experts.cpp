@@ -1,7 +1,9 @@
 // All routed experts of one layer, forward and backward: SwiGLU experts over tokens grouped by expert.
 // Each thread owns a range of tokens, so that sums over a token's experts need no synchronisation.
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <vector>
 

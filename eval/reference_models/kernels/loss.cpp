@@ -1,6 +1,6 @@
 // Softmax cross-entropy over rows of logits, which are turned into their gradient in place.
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <ATen/ops/empty.h>
 
 #include <cmath>
 
