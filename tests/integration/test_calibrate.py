@@ -18,6 +18,7 @@ from reference import prompt, reference
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sglang_moe_opt.cli.main import run as moe_opt
 from sglang_moe_opt.pruning.statistics import PER_EXPERT, ExpertStatistics, input_name
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -168,7 +169,9 @@ def test_statistics_equal_brute_force(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["mini-v3"])
-def test_an_interrupted_calibration_is_gone_on_with(model: str, tmp_path: Path) -> None:
+def test_an_interrupted_calibration_is_gone_on_with(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = checkpoint(model), tmp_path / "out"
     brute = BruteForce(folder)
     write_prompts(tmp_path / "prompts.jsonl", model, brute)
@@ -186,11 +189,10 @@ def test_an_interrupted_calibration_is_gone_on_with(model: str, tmp_path: Path) 
     kept = [file for file in (out / "recorded").iterdir() if file.stem.isdigit()]
     assert kept and not (out / "statistics.json").exists()
 
-    other = subprocess.run(command(*arguments, "--seed", 1), cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 2
-    assert f"{out} was begun with seed 0, not 1" in other.stderr
+    assert moe_opt(["calibrate", *map(str, arguments), "--seed", "1"]) == 2
+    assert f"{out} was begun with seed 0, not 1" in capsys.readouterr().err
 
     run(*arguments)
     brute.assert_equal(out)
-    again = subprocess.run(command(*arguments, "--json"), cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert json.loads(again.stdout)["tokens"] == brute.tokens
+    assert moe_opt(["calibrate", *map(str, arguments), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == brute.tokens

@@ -17,6 +17,7 @@ from reference import reference
 from safetensors.torch import save_file
 from server import MINI_V3, Kind, Servers
 
+from sglang_moe_opt.cli.main import run as moe_opt
 from sglang_moe_opt.model_shape import MoEShape
 from sglang_moe_opt.policy import Policy
 from sglang_moe_opt.pruning.statistics import INPUTS_FILE, input_name
@@ -74,7 +75,7 @@ def statistics(corpus: Path) -> Path:
 
 @on_mini
 def test_search_interrupted_and_gone_on_with(
-    servers: Servers, kind: Kind, corpus: Path, statistics: Path, tmp_path: Path
+    servers: Servers, kind: Kind, corpus: Path, statistics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = servers.get(kind)
     out, policy = tmp_path / "found", tmp_path / "policy.yaml"
@@ -96,9 +97,8 @@ def test_search_interrupted_and_gone_on_with(
     known = len(journal.read_text().splitlines())
     assert not (out / "summary.json").exists()
 
-    other = subprocess.run(command(*arguments, "--seed", 1), cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 2
-    assert "was begun with" in other.stderr
+    assert moe_opt(["schedule", "search", *map(str, arguments), "--seed", "1"]) == 2
+    assert "was begun with" in capsys.readouterr().err
 
     done = subprocess.run(command(*arguments, "--json"), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -129,9 +129,8 @@ def test_search_interrupted_and_gone_on_with(
     rule = Policy.load(policy).profile("found").prefill
     assert rule == SkipSchedule.from_object(winner["hint"], "hint")
 
-    again = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "--replace" in again.stderr
+    assert moe_opt(["schedule", "search", *map(str, arguments)]) == 2
+    assert "--replace" in capsys.readouterr().err
 
 
 @on_mini
