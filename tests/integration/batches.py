@@ -42,7 +42,7 @@ def together(server: Server, asks: Sequence[Ask], new_tokens: int) -> tuple[list
     """
     server.flush_cache()
     assert has_in_flight(server, 0)
-    before = len(server.log.read_bytes())
+    before = server.log.stat().st_size
     with ThreadPoolExecutor(1 + len(asks)) as pool:
         with stands_still(server):
             long = random.Random(0).choices(range(100, 4000), k=1800)

@@ -194,5 +194,7 @@ def test_an_interrupted_calibration_is_gone_on_with(
 
     run(*arguments)
     brute.assert_equal(out)
+    finished = (out / "statistics.json").stat().st_mtime_ns
     assert moe_opt(["calibrate", *map(str, arguments), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == brute.tokens
+    assert (out / "statistics.json").stat().st_mtime_ns == finished, "what is finished was done again"

@@ -71,7 +71,7 @@ def test_prompts_join_running_answers(servers: Servers, kind: Kind) -> None:
     server = servers.get(kind)
     asks = work(server)
     expected = alone(server, asks)
-    before = len(server.log.read_bytes())
+    before = server.log.stat().st_size
 
     def send(i: int) -> list[int]:
         time.sleep(i * STAGGER_S)

@@ -31,4 +31,3 @@ TORCH_LIBRARY_IMPL(reference_models, CPU, m) {
   m.impl("attention_backward", kernels::attention_backward);
   m.impl("cross_entropy_", kernels::cross_entropy_);
 }
-
